@@ -1,0 +1,142 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// fake answers with what it is told.
+type fake struct {
+	mount  Mount
+	status Status
+	err    error
+	got    any
+}
+
+func (f *fake) Mount(_ context.Context, r MountRequest) (Mount, error) {
+	f.got = r
+	return f.mount, f.err
+}
+
+func (f *fake) Unmount(_ context.Context, r UnmountRequest) error {
+	f.got = r
+	return f.err
+}
+
+func (f *fake) Status(context.Context) (Status, error) { return f.status, f.err }
+
+// serve starts a handler of s at a socket and returns its path.
+func serve(t *testing.T, s Service) string {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: Handler(s)}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = srv.Serve(l) // ends with ErrServerClosed
+	}()
+	t.Cleanup(func() {
+		srv.Close()
+		<-done
+	})
+	return socket
+}
+
+func client(t *testing.T, socket string) *Client {
+	t.Helper()
+	c := NewClient(socket)
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func TestRoundTrip(t *testing.T) {
+	f := &fake{
+		mount:  Mount{Mountpoint: "/m", ID: "id", BytesTotal: 7, Blobs: []Blob{{ID: "b"}}},
+		status: Status{Version: "v", Images: []Mount{{Mountpoint: "/m", Blobs: []Blob{}}}},
+	}
+	c := client(t, serve(t, f))
+	req := MountRequest{Mountpoint: "/m", Bootstrap: "/b", BlobDir: "/d"}
+	m, err := c.Mount(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(f.mount, m); d != "" {
+		t.Error(d)
+	}
+	if d := cmp.Diff(any(req), f.got); d != "" {
+		t.Error(d)
+	}
+	st, err := c.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(f.status, st); d != "" {
+		t.Error(d)
+	}
+	if err := c.Unmount(t.Context(), UnmountRequest{Mountpoint: "/m"}); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(any(UnmountRequest{Mountpoint: "/m"}), f.got); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestErrorsCrossTheSocket(t *testing.T) {
+	for name, tc := range map[string]struct {
+		err    error
+		status int
+	}{
+		"bad request": {BadRequest(errors.New("mend it")), http.StatusBadRequest},
+		"conflict":    {Conflict(errors.New("busy")), http.StatusConflict},
+		"not found":   {NotFound(errors.New("gone")), http.StatusNotFound},
+		"other":       {errors.New("broken"), http.StatusInternalServerError},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := client(t, serve(t, &fake{err: tc.err}))
+			err := c.Unmount(t.Context(), UnmountRequest{})
+			e := (*Error)(nil)
+			if !errors.As(err, &e) || e.Status != tc.status || e.Message != tc.err.Error() {
+				t.Errorf("got %v (%+v), want %v with status %d", err, e, tc.err, tc.status)
+			}
+		})
+	}
+}
+
+func TestBadRequests(t *testing.T) {
+	socket := serve(t, &fake{})
+	c := client(t, socket)
+	for name, body := range map[string]string{
+		"not JSON":      "{",
+		"unknown field": `{"mountpoint":"/m","colour":"red"}`,
+		"too large":     `{"mountpoint":"` + strings.Repeat("a", maxBody) + `"}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			resp, err := c.http.Post("http://erofsd/v1/mount", "application/json", strings.NewReader(body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			if resp.StatusCode != http.StatusBadRequest {
+				t.Errorf("got %s", resp.Status)
+			}
+		})
+	}
+}
+
+func TestNoDaemon(t *testing.T) {
+	c := client(t, filepath.Join(t.TempDir(), "none"))
+	if _, err := c.Status(t.Context()); err == nil || !strings.Contains(err.Error(), "ask daemon at") {
+		t.Errorf("got %v", err)
+	}
+}

@@ -1,0 +1,96 @@
+package api
+
+import (
+	"context"
+	"net/http"
+)
+
+// A MountRequest names an image and the place to mount it. Exactly one of
+// Bootstrap and Reference is set.
+type MountRequest struct {
+	Mountpoint string `json:"mountpoint"` // absolute path of an existing directory
+
+	Bootstrap string `json:"bootstrap,omitempty"` // absolute path of a RAFS v6 bootstrap
+	BlobDir   string `json:"blob_dir,omitempty"`  // absolute path of the directory of its blobs
+
+	Reference string `json:"reference,omitempty"`  // host/repository:tag or host/repository@digest
+	PlainHTTP bool   `json:"plain_http,omitempty"` // talk HTTP, not HTTPS, to the registry
+	CAFile    string `json:"ca_file,omitempty"`    // PEM file with the registry's certificate authority
+}
+
+// An UnmountRequest names a mount by its place.
+type UnmountRequest struct {
+	Mountpoint string `json:"mountpoint"`
+}
+
+// A Mount is one mounted image as [Status] shows it. All sizes are bytes.
+type Mount struct {
+	Mountpoint string `json:"mountpoint"`
+	ID         string `json:"id"`                 // sha256 of the bootstrap
+	Source     string `json:"source"`             // reference or bootstrap path
+	Transport  string `json:"transport"`          // "fanotify"
+	Complete   bool   `json:"complete"`           // needs no daemon and no backend any more
+	Detached   bool   `json:"detached,omitempty"` // unmounted here, but still used (by a container, say)
+
+	BytesTotal   int64 `json:"bytes_total"`   // of file data the image can read
+	BytesPresent int64 `json:"bytes_present"` // of these, in the cache
+	BytesFetched int64 `json:"bytes_fetched"` // read from the backend since the daemon opened the image's blobs, compressed
+
+	BackendRequests int64  `json:"backend_requests"`
+	CorruptChunks   int64  `json:"corrupt_chunks"` // refused because their digest did not match
+	KernelEvents    int64  `json:"kernel_events"`  // of this image's blobs
+	Blobs           []Blob `json:"blobs"`
+}
+
+// A Blob is one data blob of a mounted image.
+type Blob struct {
+	ID           string `json:"id"`
+	Complete     bool   `json:"complete"`
+	BytesTotal   int64  `json:"bytes_total"`
+	BytesPresent int64  `json:"bytes_present"`
+	BytesFetched int64  `json:"bytes_fetched"`
+	Requests     int64  `json:"requests"`
+	LastError    string `json:"last_error,omitempty"` // of its last failed fill, redacted; empty after a success
+}
+
+// Status is the whole daemon at one moment.
+type Status struct {
+	Version   string  `json:"version"`
+	PID       int     `json:"pid"`
+	Root      string  `json:"root"`
+	Transport string  `json:"transport"`
+	Images    []Mount `json:"images"`
+	Kernel    Kernel  `json:"kernel"`
+}
+
+// Kernel counts the kernel's requests since the daemon started.
+type Kernel struct {
+	Events    int64 `json:"events"`
+	Denied    int64 `json:"denied"`
+	InFlight  int64 `json:"in_flight"`
+	Malformed int64 `json:"malformed"`
+}
+
+// A Service does what the API offers. Its methods are safe for concurrent use.
+type Service interface {
+	Mount(ctx context.Context, r MountRequest) (Mount, error)
+	Unmount(ctx context.Context, r UnmountRequest) error
+	Status(ctx context.Context) (Status, error)
+}
+
+// An Error is an answer other than success. Message is a sentence for a person.
+type Error struct {
+	Status  int    `json:"-"` // HTTP status
+	Message string `json:"error"`
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// BadRequest is an error that the caller can mend: err says what is wrong.
+func BadRequest(err error) error { return &Error{http.StatusBadRequest, err.Error()} }
+
+// Conflict is an error caused by what is there already: a busy mount point.
+func Conflict(err error) error { return &Error{http.StatusConflict, err.Error()} }
+
+// NotFound is an error about something that is not there.
+func NotFound(err error) error { return &Error{http.StatusNotFound, err.Error()} }
