@@ -16,7 +16,9 @@ type Store interface {
 	// Open resolves ref to a readable blob: it authenticates, follows redirects
 	// and learns the size. The error is fs.ErrNotExist, fs.ErrPermission or a
 	// *StatusError where one of them applies. When ref.Size is not 0 and the
-	// store knows another size, Open fails and says both.
+	// store knows another size, Open fails and says both. A store to which that
+	// would cost a round trip may trust ref.Size and report all this from the
+	// first ReadAt.
 	Open(ctx context.Context, ref Ref) (Blob, error)
 }
 
