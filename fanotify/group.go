@@ -1,0 +1,346 @@
+package fanotify
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
+)
+
+// What a group is made of (fanotify_init(2)). The queue must not be bounded: an
+// event that does not fit is allowed. Event descriptors are read-only, because
+// opening one for writing fails when the reader came through a read-only mount.
+// FAN_REPORT_FD_ERROR (6.13, 6.12.5) keeps read(2) from failing for an event
+// whose descriptor could not be made.
+const (
+	initFlags = unix.FAN_CLASS_PRE_CONTENT | unix.FAN_CLOEXEC | unix.FAN_NONBLOCK |
+		unix.FAN_UNLIMITED_QUEUE | unix.FAN_UNLIMITED_MARKS | unix.FAN_REPORT_FD_ERROR
+	eventFlags = unix.O_RDONLY | unix.O_CLOEXEC
+)
+
+// unwatchGrace is how long an unwatched file stays known. An event that was
+// being raised when the mark went still needs its answer, and the kernel does not
+// say when the last of them has been queued.
+const unwatchGrace = time.Minute
+
+// sweepLimit is more than the highest number that an event's descriptor can
+// reasonably have: numbers are given lowest first, but their limit may be 2^30.
+const sweepLimit = 1 << 20
+
+// An Object is a file whose ranges can be made present. Both methods are called
+// from several goroutines. Ranges lie in [0, 2^63) and may reach past the end of
+// the file. Objects are compared, so they are pointers.
+//
+// The object may be called for up to a minute after [Group.Unwatch].
+type Object interface {
+	// Ready reports whether every byte of the range that lies in the file is
+	// there and will stay. It does no I/O and never waits: all other events
+	// wait for it.
+	Ready(off, n int64) bool
+	// Fill makes the range present; a nil error lets the reader see it. It
+	// returns soon after ctx is done. A panic counts as an error.
+	Fill(ctx context.Context, off, n int64) error
+}
+
+// An Op is the way in which an event was answered.
+type Op string
+
+const (
+	OpReady Op = "ready" // at once, by the reader of the queue
+	OpFill  Op = "fill"  // after Fill
+)
+
+// Options for a group. The zero value works.
+type Options struct {
+	// Logger gets denials (limited to some per second) and what should not
+	// happen. nil: nothing is logged.
+	Logger *slog.Logger
+	// Observer is told of every answer to an event of a known file: time from
+	// taking the event from the queue to the answer, and the error of a denial.
+	// It must not wait. nil: nobody is told.
+	Observer func(op Op, d time.Duration, err error)
+	// MaxInFlight bounds the events that wait for Fill, each with a goroutine
+	// and a file descriptor. At the limit further events stay in the kernel's
+	// queue. Default 1024; never more than half of the descriptors the process
+	// may have.
+	MaxInFlight int
+	// Deadline is the time that Fill gets. Its reader then sees EIO, and the
+	// next read tries anew. Default 60 s.
+	Deadline time.Duration
+}
+
+// Stats counts since the group was made.
+type Stats struct {
+	Events    int64 // messages taken from the queue, malformed ones included
+	Allowed   int64 // answers that let the reader go on: Ready + Filled + Own
+	Ready     int64 // allowed at once
+	Filled    int64 // allowed after Fill
+	Own       int64 // allowed because this very process read; see the package comment, Order
+	Denied    int64 // answers that gave the reader EIO
+	InFlight  int64 // events that wait for Fill now
+	Malformed int64 // messages that could not be decoded; denied where they had a descriptor
+	Refused   int64 // events that the kernel denied itself (no descriptor left) and reads of the queue that failed
+	Overflows int64 // queue overflows: readers saw holes. Cannot happen, and is logged as an error
+	Lost      int64 // answers that the kernel did not take
+}
+
+type counters struct {
+	events, ready, filled, own, denied, inFlight, malformed, refused, overflows, lost atomic.Int64
+}
+
+// inode identifies a file; events carry no name that could be trusted.
+type inode struct{ dev, ino uint64 }
+
+type watched struct {
+	object  Object
+	name    string    // for logs
+	retired time.Time // of Unwatch; zero while watched
+}
+
+// A Group is a fanotify group: marks on files, and a queue of the reads that
+// wait for them. Its methods are safe for concurrent use, but Watch and Unwatch
+// of one file must not run at the same time.
+type Group struct {
+	f        *os.File
+	o        Options
+	mark     func(f *os.File, flags uint) error // fanotify_mark; tests without a kernel replace it
+	pid      int32
+	serving  atomic.Bool
+	ownRead  sync.Once
+	logLimit *rate.Limiter
+	count    counters
+
+	mu    sync.RWMutex // guards files
+	files map[inode]watched
+}
+
+// NewGroup makes a group without marks. It needs CAP_SYS_ADMIN in the initial
+// user namespace. The error is a *kernel.UnsupportedError when the kernel cannot
+// do it.
+func NewGroup(o Options) (*Group, error) {
+	fd, err := unix.FanotifyInit(initFlags, eventFlags)
+	if err != nil {
+		return nil, initError(err)
+	}
+	return NewGroupFromFile(os.NewFile(uintptr(fd), "fanotify"), o)
+}
+
+// NewGroupFromFile makes a Group of f, a descriptor that another process made
+// with [NewGroup] and handed over, and owns f from then on, also with an error.
+// The marks are still there, but no file is known: every event is denied until
+// its file has been passed to Watch. Answer what the other process left with
+// [Group.DenyPending], before Serve.
+func NewGroupFromFile(f *os.File, o Options) (*Group, error) {
+	g := newGroup(f, o)
+	g.mark = g.kernelMark
+	if err := f.SetReadDeadline(time.Time{}); err != nil {
+		return nil, errors.Join(fmt.Errorf("use %s as a fanotify group: want a descriptor in non-blocking mode: %w", f.Name(), err), f.Close())
+	}
+	return g, nil
+}
+
+func newGroup(f *os.File, o Options) *Group {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.MaxInFlight <= 0 {
+		o.MaxInFlight = 1024
+	}
+	if o.Deadline <= 0 {
+		o.Deadline = time.Minute
+	}
+	return &Group{
+		f: f, o: o, pid: int32(os.Getpid()), files: make(map[inode]watched),
+		logLimit: rate.NewLimiter(1, 20),
+	}
+}
+
+// Watch marks f's file and answers its events by o. f must have been opened
+// before the file had a mark, or using it makes this process wait for itself;
+// it may be closed after the call. Mounts and other readers must open the file
+// after the call, or they raise no events and read holes as zeros.
+//
+// Watching a file again with the same object is allowed and renews the mark;
+// another object is an error unless the file has been unwatched. The error is a
+// *kernel.UnsupportedError when f's file system or the kernel has no pre-access
+// events.
+func (g *Group) Watch(f *os.File, o Object) error {
+	id, err := inodeOf(f)
+	if err != nil {
+		return fmt.Errorf("watch %s: %w", f.Name(), err)
+	}
+	// Known first, marked second: an event may come before the mark call returns.
+	old, known, err := g.add(id, watched{object: o, name: f.Name()})
+	if err != nil {
+		return fmt.Errorf("watch %s: %w", f.Name(), err)
+	}
+	if err := g.mark(f, unix.FAN_MARK_ADD); err != nil {
+		g.restore(id, old, known)
+		return fmt.Errorf("watch %s: %w", f.Name(), markError(err))
+	}
+	return nil
+}
+
+func (g *Group) add(id inode, w watched) (old watched, known bool, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.forget()
+	old, known = g.files[id]
+	if known && old.retired.IsZero() && old.object != w.object {
+		return old, known, errors.New("it is watched already, for another object")
+	}
+	g.files[id] = w
+	return old, known, nil
+}
+
+func (g *Group) restore(id inode, old watched, known bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.files, id)
+	if known {
+		g.files[id] = old
+	}
+}
+
+// forget drops files that were unwatched long ago. The caller holds g.mu.
+func (g *Group) forget() {
+	for id, w := range g.files {
+		if !w.retired.IsZero() && time.Since(w.retired) > unwatchGrace {
+			delete(g.files, id)
+		}
+	}
+}
+
+// Unwatch removes the mark of f's file: it raises no further events and is as
+// fast as any other. Events under way are still answered by its object.
+//
+// The file must be complete and on disk, or nobody may have it open any more:
+// after this call every reader of a hole gets ZEROS WITH SUCCESS. A file that is
+// not watched is not an error.
+func (g *Group) Unwatch(f *os.File) error {
+	id, err := inodeOf(f)
+	if err != nil {
+		return fmt.Errorf("unwatch %s: %w", f.Name(), err)
+	}
+	if err := g.mark(f, unix.FAN_MARK_REMOVE); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("unwatch %s: %w", f.Name(), err)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.forget()
+	if w, ok := g.files[id]; ok && w.retired.IsZero() {
+		w.retired = time.Now()
+		g.files[id] = w
+	}
+	return nil
+}
+
+func (g *Group) find(id inode) (watched, bool) {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	w, ok := g.files[id]
+	return w, ok
+}
+
+// DenyPending gives EIO to every reader whose event another process took from
+// the queue and left unanswered, which is what its death leaves. The kernel knows
+// those events by the descriptor numbers of that process alone, so all numbers
+// are tried (some 100 ms for a million). It must come before Serve: a new event
+// may get an old number, and the older event would swallow its answer.
+func (g *Group) DenyPending() error {
+	if !g.serving.CompareAndSwap(false, true) {
+		return errors.New("deny pending fanotify events: the group is being served")
+	}
+	defer g.serving.Store(false)
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return fmt.Errorf("read the limit of open files: %w", err)
+	}
+	for fd := range int32(min(limit.Max, sweepLimit)) {
+		switch err := g.write(fd, deny); {
+		case err == nil:
+			g.count.denied.Add(1)
+		case !errors.Is(err, unix.ENOENT):
+			return fmt.Errorf("deny pending fanotify event %d: %w", fd, err)
+		}
+	}
+	return nil
+}
+
+// write answers one event by its number.
+func (g *Group) write(fd int32, answer uint32) error {
+	p := encodeResponse(fd, answer)
+	_, err := g.f.Write(p[:])
+	return err
+}
+
+// File returns the group's own descriptor, for handing a duplicate to a process
+// that holds it. It belongs to the group: do not close it, nor make it blocking.
+func (g *Group) File() *os.File { return g.f }
+
+// Close closes the group's descriptor; a second call does nothing. When it is the
+// LAST one and no other process holds a duplicate, the kernel drops all marks
+// and lets all waiting and all later readers through: they get ZEROS WITH
+// SUCCESS from every hole. Unmount first.
+func (g *Group) Close() error {
+	if err := g.f.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+		return fmt.Errorf("close fanotify group: %w", err)
+	}
+	return nil
+}
+
+// Stats returns the counters. They are read one by one.
+func (g *Group) Stats() Stats {
+	c := &g.count
+	s := Stats{
+		Events: c.events.Load(), Ready: c.ready.Load(), Filled: c.filled.Load(), Own: c.own.Load(),
+		Denied: c.denied.Load(), InFlight: c.inFlight.Load(), Malformed: c.malformed.Load(),
+		Refused: c.refused.Load(), Overflows: c.overflows.Load(), Lost: c.lost.Load(),
+	}
+	s.Allowed = s.Ready + s.Filled + s.Own
+	return s
+}
+
+// kernelMark changes the inode mark of f's file.
+func (g *Group) kernelMark(f *os.File, flags uint) error {
+	return control(g.f, func(group int) error {
+		return control(f, func(fd int) error {
+			return unix.FanotifyMark(group, flags, unix.FAN_PRE_ACCESS, fd, "")
+		})
+	})
+}
+
+func inodeOf(f *os.File) (id inode, err error) {
+	err = control(f, func(fd int) error {
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil {
+			return err
+		}
+		if st.Mode&unix.S_IFMT != unix.S_IFREG {
+			return errors.New("not a regular file")
+		}
+		id = inode{st.Dev, st.Ino}
+		return nil
+	})
+	return id, err
+}
+
+// control calls do with f's descriptor while f cannot be closed.
+func control(f syscall.Conn, do func(fd int) error) error {
+	c, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if cerr := c.Control(func(fd uintptr) { err = do(int(fd)) }); cerr != nil {
+		return cerr
+	}
+	return err
+}

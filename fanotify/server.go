@@ -1,0 +1,365 @@
+package fanotify
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// largestEvent is room for one event with records that do not exist yet.
+	largestEvent = 4096
+	// batch is the most events taken with one read(2).
+	batch = 256
+	// drainTime bounds the answering of the queue at the end of Serve.
+	drainTime = time.Second
+	// errorPause slows the loop down when the kernel refuses a read for lack of
+	// something that a moment may bring back.
+	errorPause = 10 * time.Millisecond
+)
+
+var (
+	errCountZero = errors.New("no bytes are asked for: somebody changes the file's size")
+	errUnknown   = errors.New("an event of a file that is not watched")
+	errOverflow  = errors.New("the queue of the fanotify group overflowed: readers have seen holes; unmount all images and mount them again")
+	errReady     = errors.New("panic in Ready")
+	errFill      = errors.New("panic in Fill")
+)
+
+// Serve answers events until ctx is done and returns nil then. Each event gets
+// exactly one answer. When ctx ends, every Fill is told to stop and its reader
+// gets EIO at once, the queue is answered (what is ready is allowed, all else
+// denied), and Serve returns when the last Fill has. Readers that come after
+// that wait until the group is served again, by anybody, or closed; so unmount
+// first. Serve never closes the group.
+//
+// A group is served once at a time. Any error but the misuse of that means the
+// descriptor is gone.
+func (g *Group) Serve(ctx context.Context) error {
+	if !g.serving.CompareAndSwap(false, true) {
+		return errors.New("serve fanotify group: it is being served already")
+	}
+	defer g.serving.Store(false)
+	s, err := newServer(g)
+	if err != nil {
+		return fmt.Errorf("serve fanotify group: %w", err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	err = s.loop(ctx)
+	cancel()
+	s.fills.Wait()
+	if err == nil {
+		err = s.drain(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("serve fanotify group: %w", err)
+	}
+	return nil
+}
+
+// A server is one run of Serve. Its reader is the goroutine of Serve: it takes
+// events from the queue, answers what is ready and starts a goroutine for each
+// event that has to wait. It takes no more events than it has slots for, so that
+// the rest waits in the kernel, where it costs no descriptor.
+type server struct {
+	*Group
+	slots chan struct{} // one for each Fill under way
+	fills sync.WaitGroup
+
+	conn   syscall.RawConn
+	buf    []byte
+	wait   bool
+	n      int
+	err    error
+	readFn func(fd uintptr) bool // s.tryRead, made once to keep reads free of allocation
+}
+
+func newServer(g *Group) (*server, error) {
+	conn, err := g.f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return nil, fmt.Errorf("read the limit of open files: %w", err)
+	}
+	slots := int(max(1, min(uint64(g.o.MaxInFlight), limit.Cur/2)))
+	if slots < g.o.MaxInFlight {
+		g.o.Logger.Warn("fewer fills at a time than configured, for the limit of open files (RLIMIT_NOFILE)", "n", slots)
+	}
+	s := &server{Group: g, slots: make(chan struct{}, slots), conn: conn}
+	s.readFn = s.tryRead
+	s.buf = make([]byte, max(largestEvent, min(slots, batch)*eventLen))
+	return s, nil
+}
+
+// loop takes and dispatches events until ctx is done.
+func (s *server) loop(ctx context.Context) error {
+	expired := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(expired)
+		_ = s.f.SetReadDeadline(time.Unix(1, 0)) // fails only when the group is closed, which ends the loop too
+	})
+	defer func() {
+		if !stop() {
+			<-expired
+			_ = s.f.SetReadDeadline(time.Time{})
+		}
+	}()
+	s.wait = true
+	for ctx.Err() == nil {
+		free, ok := s.admit(ctx)
+		if !ok {
+			break
+		}
+		if err := s.take(ctx, free); errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		} else if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// drain answers what is in the queue; with ctx done nothing waits for a Fill.
+func (s *server) drain(ctx context.Context) error {
+	s.wait = false
+	for end := time.Now().Add(drainTime); time.Now().Before(end); {
+		if err := s.take(ctx, cap(s.slots)); errors.Is(err, unix.EAGAIN) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// admit waits until at least one slot is free and returns how many are.
+func (s *server) admit(ctx context.Context) (free int, ok bool) {
+	select {
+	case s.slots <- struct{}{}: // only the reader takes slots, so this one stays free for it
+		<-s.slots
+	case <-ctx.Done():
+		return 0, false
+	}
+	return cap(s.slots) - len(s.slots), true
+}
+
+// take reads up to max events and dispatches them. The error says that nothing
+// more can be read: now (EAGAIN), before the deadline, or ever. Errors that
+// concern an event do not count: the kernel has denied that event.
+func (s *server) take(ctx context.Context, max int) error {
+	n, err := s.read(min(max*eventLen, len(s.buf)))
+	if errors.Is(err, unix.EINVAL) { // the first event has more records than any has today
+		n, err = s.read(len(s.buf))
+	}
+	switch errno := unix.Errno(0); {
+	case err == nil && n == 0:
+		return io.ErrUnexpectedEOF
+	case err == nil:
+	case !errors.As(err, &errno), errno == unix.EAGAIN, errno == unix.EBADF:
+		return err
+	default:
+		s.count.refused.Add(1)
+		s.logDenial("read the fanotify queue", event{}, "", 0, err)
+		select {
+		case <-time.After(errorPause):
+		case <-ctx.Done():
+		}
+		return nil
+	}
+	start := time.Now()
+	for p := s.buf[:n]; len(p) > 0; {
+		e, rest, err := parseEvent(p)
+		s.count.events.Add(1)
+		s.dispatch(ctx, e, err, start)
+		p = rest
+	}
+	return nil
+}
+
+// read is one read(2) of at most size bytes. It waits when s.wait is set.
+func (s *server) read(size int) (int, error) {
+	s.n = size
+	if err := s.conn.Read(s.readFn); err != nil {
+		return 0, err
+	}
+	return s.n, s.err
+}
+
+func (s *server) tryRead(fd uintptr) bool {
+	size := s.n
+	for {
+		s.n, s.err = unix.Read(int(fd), s.buf[:size])
+		if s.err != unix.EINTR {
+			break
+		}
+	}
+	if s.err == unix.EAGAIN && s.wait {
+		s.n = size
+		return false
+	}
+	return true
+}
+
+// dispatch answers e, or hands it to a goroutine that will.
+func (s *server) dispatch(ctx context.Context, e event, malformed error, start time.Time) {
+	switch {
+	case malformed != nil:
+		s.count.malformed.Add(1)
+		s.deny(e, "", start, malformed)
+		return
+	case e.overflow():
+		s.count.overflows.Add(1)
+		s.deny(e, "", start, errOverflow)
+		return
+	case e.fd < 0:
+		s.count.refused.Add(1)
+		s.logDenial("the kernel could not open a file for an event and denied it", e, "", 0, unix.Errno(-e.fd))
+		return
+	case e.pid == s.pid:
+		// Waiting for ourselves would be for ever.
+		s.ownRead.Do(func() {
+			s.o.Logger.Warn("this process used a watched file through a descriptor that was opened after the mark; let through", "off", e.off, "len", e.n)
+		})
+		s.count.own.Add(1)
+		s.answer(e, allow)
+		return
+	}
+	w, err := s.lookup(e)
+	if err != nil {
+		s.deny(e, "", start, err)
+		return
+	}
+	switch ready, err := callReady(w.object, e.off, e.n); {
+	case err != nil:
+		s.deny(e, w.name, start, err)
+		s.observe(OpReady, start, err)
+	case ready:
+		s.count.ready.Add(1)
+		s.answer(e, allow)
+		s.observe(OpReady, start, nil)
+	default:
+		s.start(ctx, e, w, start)
+	}
+}
+
+// start starts the fill of e. A slot is free, or nearly: take reads no more
+// events than there are slots, but for one that is larger than any today.
+func (s *server) start(ctx context.Context, e event, w watched, start time.Time) {
+	if ctx.Err() == nil {
+		select {
+		case s.slots <- struct{}{}:
+			s.count.inFlight.Add(1)
+			s.fills.Go(func() { s.fill(ctx, e, w, start) })
+			return
+		case <-ctx.Done():
+		}
+	}
+	s.deny(e, w.name, start, ctx.Err())
+	s.observe(OpFill, start, ctx.Err())
+}
+
+// lookup finds the file of e. Numbers of descriptors are used again, so there is
+// nothing to remember between events.
+func (s *server) lookup(e event) (watched, error) {
+	if e.n == 0 {
+		return watched{}, errCountZero // truncate(2) by somebody else
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(e.fd), &st); err != nil {
+		return watched{}, fmt.Errorf("stat the file of an event: %w", err)
+	}
+	w, ok := s.find(inode{st.Dev, st.Ino})
+	if !ok {
+		return w, fmt.Errorf("%w: inode %d", errUnknown, st.Ino)
+	}
+	return w, nil
+}
+
+// fill makes the range of e present and answers. The answer does not wait for a
+// Fill that ignores the end of its time.
+func (s *server) fill(ctx context.Context, e event, w watched, start time.Time) {
+	defer func() {
+		s.count.inFlight.Add(-1)
+		<-s.slots
+	}()
+	ctx, cancel := context.WithTimeout(ctx, s.o.Deadline)
+	defer cancel()
+	var once sync.Once
+	finish := func(err error) {
+		once.Do(func() {
+			if err != nil {
+				s.deny(e, w.name, start, err)
+			} else {
+				s.count.filled.Add(1)
+				s.answer(e, allow)
+			}
+			s.observe(OpFill, start, err)
+		})
+	}
+	stop := context.AfterFunc(ctx, func() { finish(context.Cause(ctx)) })
+	defer stop()
+	finish(callFill(ctx, w.object, e.off, e.n, s.o.Logger))
+}
+
+func callReady(o Object, off, n int64) (ready bool, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%w: %v", errReady, p)
+		}
+	}()
+	return o.Ready(off, n), nil
+}
+
+func callFill(ctx context.Context, o Object, off, n int64, l *slog.Logger) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%w: %v", errFill, p)
+			l.Error("panic in Fill", "off", off, "len", n, "err", err, "stack", string(debug.Stack()))
+		}
+	}()
+	return o.Fill(ctx, off, n)
+}
+
+// answer writes the answer and closes the event's descriptor, in this order:
+// a closed number may be given to the next event, which the answer would meet.
+func (s *server) answer(e event, answer uint32) {
+	if err := s.write(e.fd, answer); err != nil {
+		s.count.lost.Add(1)
+		s.logDenial("answer a fanotify event", e, "", 0, err)
+	}
+	_ = unix.Close(int(e.fd)) // read-only: nothing to lose
+}
+
+// deny answers EIO if e has a descriptor, and logs why.
+func (s *server) deny(e event, name string, start time.Time, why error) {
+	if e.fd >= 0 {
+		s.count.denied.Add(1)
+		s.answer(e, deny)
+	}
+	s.logDenial("read denied", e, name, time.Since(start), why)
+}
+
+func (s *server) observe(op Op, start time.Time, err error) {
+	if s.o.Observer != nil {
+		s.o.Observer(op, time.Since(start), err)
+	}
+}
+
+// logDenial is limited: a program that retries a failing read would fill the log.
+func (s *server) logDenial(what string, e event, object string, took time.Duration, err error) {
+	if s.logLimit.Allow() {
+		s.o.Logger.Error(what, "object", object, "off", e.off, "len", e.n, "dur", took, "err", err)
+	}
+}
