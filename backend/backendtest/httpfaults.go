@@ -150,9 +150,9 @@ func Drip(n int, pause time.Duration) Action {
 func Short(n int) Action {
 	return func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		a := answer(r, next)
-		p := a.body.Bytes()
-		a.header.Del("Content-Length")
-		a.send(w, p[:max(0, len(p)-n)])
+		p := a.body.Bytes()[:max(0, a.body.Len()-n)]
+		a.header.Set("Content-Length", strconv.Itoa(len(p)))
+		a.send(w, p)
 	}
 }
 
