@@ -1,6 +1,7 @@
 package erofs
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 )
@@ -120,9 +121,9 @@ func (b *writer) placeInode(s *space, id uint32) {
 	}
 }
 
-// A space hands out the metadata area block by block and remembers the last
-// blocks that have room at their end: inodes with a large tail leave it, the
-// small ones that follow fill it.
+// A space hands out the metadata area block by block and remembers blocks that
+// have room at their end: inodes with a large tail leave it, the small ones that
+// follow fill it.
 type space struct {
 	end   int64
 	holes []hole // oldest first
@@ -130,7 +131,9 @@ type space struct {
 
 type hole struct{ at, n int64 }
 
-const maxHoles = 16
+// maxHoles bounds the search. Breadth-first, all directories of a level come
+// before their files, so that their holes have to wait.
+const maxHoles = 256
 
 // take returns the offset of n bytes that cross no block boundary when they fit
 // one block.
@@ -157,7 +160,8 @@ func (s *space) run(n int64) int64 {
 	s.end = align(at+n, blockSize)
 	if start := align(at+n, slotSize); s.end-start >= inodeSize {
 		if len(s.holes) == maxHoles {
-			s.holes = slices.Delete(s.holes, 0, 1)
+			least := slices.MinFunc(s.holes, func(x, y hole) int { return cmp.Compare(x.n, y.n) })
+			s.holes = slices.DeleteFunc(s.holes, func(h hole) bool { return h == least })
 		}
 		s.holes = append(s.holes, hole{start, s.end - start})
 	}

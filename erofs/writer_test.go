@@ -2,6 +2,7 @@ package erofs
 
 import (
 	"bytes"
+	"encoding/binary"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -43,5 +44,54 @@ func TestWriteFsck(t *testing.T) {
 	}
 	if out, err := exec.Command(fsck, append(args, boot)...).CombinedOutput(); err != nil {
 		t.Errorf("fsck.erofs: %v\n%s", err, out)
+	}
+}
+
+func le32(p []byte) uint32 { return binary.LittleEndian.Uint32(p) }
+
+// TestWriteBlobOrder: a blob that no file uses is left out, the others come in
+// the order in which the tree uses them.
+func TestWriteBlobOrder(t *testing.T) {
+	m := newModel(4096)
+	a, b, c := m.blob(), m.blob(), m.blob()
+	m.chunk(b, []byte("unused"))
+	m.put("1", m.file(c, []byte("c")))
+	m.put("2", m.file(a, []byte("a")))
+	img := m.write(t)
+	if n := binary.LittleEndian.Uint16(img[superOffset+86:]); n != 2 {
+		t.Fatalf("%d devices, want 2", n)
+	}
+	for slot, k := range []uint32{c, a} {
+		if tag := string(img[deviceTable+slot*deviceSize:][:idSize]); tag != m.o.Blobs[k].ID {
+			t.Errorf("device %d is %s, want blob %d", slot, tag, k)
+		}
+	}
+}
+
+// TestWriteKernelChunk: the kernel's chunk spans a file whose chunks are one run.
+func TestWriteKernelChunk(t *testing.T) {
+	m := newModel(8192)
+	k := m.blob()
+	b := &writer{o: m.o}
+	full, tail := make([]byte, 8192), make([]byte, 10)
+	c := []ChunkRef{m.chunk(k, full), m.chunk(k, full), m.chunk(k, tail), m.chunk(k, full)}
+	b.o = m.o
+	for _, test := range []struct {
+		size   int64
+		chunks []ChunkRef
+		want   int64 // bytes of a kernel chunk
+	}{
+		{0, nil, 8192},
+		{10, c[2:3], 8192},
+		{16384, c[:2], 16384},
+		{16394, c[:3], 32768},
+		{16384, []ChunkRef{c[1], c[0]}, 8192},
+		{16384, []ChunkRef{c[0], c[3]}, 8192},
+		{16384, []ChunkRef{c[0], c[0]}, 8192},
+	} {
+		got := b.chunkFormat(&Node{Mode: typeReg, Size: test.size, Chunks: test.chunks})
+		if got&0x20 == 0 || blockSize<<(got&0x1f) != test.want {
+			t.Errorf("size %d, chunks %v: format %#x, want kernel chunks of %d", test.size, test.chunks, got, test.want)
+		}
 	}
 }
