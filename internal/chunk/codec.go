@@ -43,6 +43,7 @@ type Decoder struct {
 	zstd *zstd.Decoder
 	gzip gzip.Reader
 	src  bytes.Reader // what gzip reads
+	more [1]byte      // what gzip must not have
 }
 
 // NewDecoder returns a Decoder. The caller closes it.
@@ -85,10 +86,8 @@ func (d *Decoder) Decode(t *Table, u int, dst, src []byte) error {
 	for i := x.First; i < x.Last; i++ {
 		p := t.chunks[i]
 		at, n := p.off()-x.Off, p.len()
-		if x.Last-x.First > 1 {
-			copy(dst[at:at+n], plain[:n])
-			plain = plain[n:]
-		}
+		copy(dst[at:at+n], plain[:n]) // of a single chunk: nothing to move
+		plain = plain[n:]
 		if !t.known(i) {
 			n = 0
 		} else if err := t.check(i, dst[at:at+n]); err != nil {
@@ -135,12 +134,12 @@ func (d *Decoder) gunzip(dst, src []byte) (int, error) {
 	if err != nil {
 		return n, err
 	}
-	// The end of the member, where its checksum is, or more bytes than there
-	// may be.
-	if more, err := io.CopyN(io.Discard, &d.gzip, 1); err != io.EOF {
-		return n + int(more), err
+	// The end of the member, where its checksum is, or more than there may be.
+	more, err := io.ReadFull(&d.gzip, d.more[:])
+	if err == io.EOF {
+		err = nil
 	}
-	return n, nil
+	return n + more, err
 }
 
 func (d *Decoder) unzstd(dst, src []byte) (int, error) {
