@@ -21,8 +21,8 @@ type Xattr struct {
 	Value []byte
 }
 
-// A ChunkRef points at chunk Chunk of blob Blob, both 0-based positions in
-// [WriteOptions].Blobs.
+// A ChunkRef points at chunk Chunk of blob Blob: 0-based positions in
+// [Blob].Chunks and [WriteOptions].Blobs.
 type ChunkRef struct {
 	Blob, Chunk uint32
 }
@@ -42,8 +42,11 @@ type ChunkInfo struct {
 
 // A Blob is one data blob of a bootstrap.
 type Blob struct {
-	ID     string      // 64 hex digits: the digest of the stored object
-	Size   int64       // bytes of its cache file, multiple of 4096
-	Entry  [256]byte   // RAFS blob table entry without ID and index; chunk.Entry.Marshal makes it
-	Chunks []ChunkInfo // all chunks of the blob, in order
+	ID    string    // 64 hex digits: the digest of the stored object
+	Size  int64     // bytes of its cache file, multiple of 4096
+	Entry [256]byte // RAFS blob table entry; ID and index are filled in; chunk.Entry.Marshal makes it
+	// Chunks are the chunks that files may refer to. They may be fewer than the
+	// blob has (a merged image knows only some): ChunkInfo.Index counts in the
+	// blob. ChunkInfo.Blob is not used; the position in WriteOptions.Blobs is.
+	Chunks []ChunkInfo
 }

@@ -219,15 +219,9 @@ func compare(t testing.TB, who string, got, want map[string]record) {
 // checkGoErofs reads the image with go-erofs and compares all of it.
 func (m *model) checkGoErofs(t testing.TB, img []byte) {
 	t.Helper()
-	var devices []interface {
-		ReadAt([]byte, int64) (int, error)
-	}
+	var opts []goerofs.OpenOpt
 	for _, d := range m.used(t, img) {
-		devices = append(devices, bytes.NewReader(d))
-	}
-	opts := []goerofs.OpenOpt{}
-	for _, d := range devices {
-		opts = append(opts, goerofs.WithExtraDevices(d))
+		opts = append(opts, goerofs.WithExtraDevices(bytes.NewReader(d)))
 	}
 	fsys, err := goerofs.Open(bytes.NewReader(img), opts...)
 	if err != nil {

@@ -27,6 +27,8 @@ const (
 	maxChunkNo   = 1 << 24 // chunks of one blob
 	deviceGap    = 512 << 10
 
+	maxKernelChunk = blockSize << 31 // its exponent has 5 bits
+
 	flagExplicitIDs    = 0x10
 	flagHasXattr       = 0x20
 	flagInlinedDigests = 0x100
@@ -291,7 +293,7 @@ func (b *writer) emitBlobs(out *output) {
 // (rafs-v6-format 2.4); it then uses the first index only.
 func (b *writer) chunkFormat(n *Node) uint32 {
 	size := uint64(b.o.ChunkSize)
-	if len(n.Chunks) > 1 && b.contiguous(n.Chunks) {
+	if len(n.Chunks) > 1 && n.Size <= maxKernelChunk && b.contiguous(n.Chunks) {
 		size = 1 << bits.Len64(uint64(n.Size-1))
 	}
 	shift := bits.Len64(size/blockSize) - 1

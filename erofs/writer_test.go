@@ -72,10 +72,9 @@ func TestWriteBlobOrder(t *testing.T) {
 func TestWriteKernelChunk(t *testing.T) {
 	m := newModel(8192)
 	k := m.blob()
-	b := &writer{o: m.o}
 	full, tail := make([]byte, 8192), make([]byte, 10)
 	c := []ChunkRef{m.chunk(k, full), m.chunk(k, full), m.chunk(k, tail), m.chunk(k, full)}
-	b.o = m.o
+	b := &writer{o: m.o}
 	for _, test := range []struct {
 		size   int64
 		chunks []ChunkRef
@@ -88,9 +87,11 @@ func TestWriteKernelChunk(t *testing.T) {
 		{16384, []ChunkRef{c[1], c[0]}, 8192},
 		{16384, []ChunkRef{c[0], c[3]}, 8192},
 		{16384, []ChunkRef{c[0], c[0]}, 8192},
+		{maxKernelChunk, c[:2], maxKernelChunk},
+		{maxKernelChunk + 1, c[:2], 8192},
 	} {
 		got := b.chunkFormat(&Node{Mode: typeReg, Size: test.size, Chunks: test.chunks})
-		if got&0x20 == 0 || blockSize<<(got&0x1f) != test.want {
+		if got&0x20 == 0 || int64(blockSize)<<(got&0x1f) != test.want {
 			t.Errorf("size %d, chunks %v: format %#x, want kernel chunks of %d", test.size, test.chunks, got, test.want)
 		}
 	}
