@@ -24,29 +24,11 @@ type Options struct {
 	Compressor string      // "zstd", "lz4_block" or "none"; "": zstd
 	Level      int         // of zstd, 1 to 22; 0: its default
 	Digester   string      // "blake3" or "sha256"; "": blake3
-	Progress   func(Event) // called now and then, never concurrently; nil: nobody
+	Progress   func(Event) // called often, never concurrently; nil: nobody
 	TempDir    string      // holds the blobs until they are pushed; "": the system's
 
 	limits *limits // for tests; nil: defaultLimits
 }
-
-// An Event says how far a conversion is.
-type Event struct {
-	Stage         Stage
-	Name          string // of the layer, or of the blob that is pushed
-	Layer, Layers int    // 1-based; of this stage
-	Done, Total   int64  // bytes of this layer; Total 0: not known before
-	End           bool   // this layer is finished
-}
-
-// A Stage is a part of a conversion.
-type Stage string
-
-// The stages, in this order. Only a conversion into a registry has the second.
-const (
-	StageRead Stage = "read"
-	StagePush Stage = "push"
-)
 
 // A Result is what was made.
 type Result struct {
@@ -63,6 +45,7 @@ type Result struct {
 // [backend/registry.Pusher] is one.
 type Destination interface {
 	// Blob stores an object unless it is there. It may call open several times.
+	// Its error says what was being stored where.
 	Blob(ctx context.Context, d ocispec.Descriptor, open func() (io.ReadCloser, error)) error
 	// Manifest makes the image visible. It is called last.
 	Manifest(ctx context.Context, d ocispec.Descriptor, body []byte) error
@@ -82,8 +65,10 @@ func Convert(ctx context.Context, src string, dest Destination, o Options) (*Res
 	if err != nil {
 		return nil, fmt.Errorf("convert %s: %w", src, err)
 	}
-	if err := img.push(ctx, dest, o.Progress); err != nil {
-		return nil, fmt.Errorf("push image: %w", err)
+	r := &reporter{f: o.Progress}
+	defer r.close()
+	if err := img.push(ctx, dest, r); err != nil {
+		return nil, fmt.Errorf("store image: %w", err)
 	}
 	return &img.result, nil
 }
@@ -117,14 +102,16 @@ func build(ctx context.Context, src, stage string, durable bool, o Options) (*im
 		return nil, err
 	}
 	defer p.close()
+	rep := &reporter{f: o.Progress}
+	defer rep.close()
 	img := &image{stage: stage, config: from.config, result: Result{Layers: len(from.layers)}}
 	root := emptyDir()
 	var blobs []*packedBlob
 	owner := make([]int, len(from.layers)) // index in blobs, or -1
 	for i, l := range from.layers {
-		e := Event{Stage: StageRead, Name: l.name, Layer: i + 1, Layers: len(from.layers), Total: l.size}
+		m := rep.meter(Event{Stage: StageRead, Name: l.name, Layer: i + 1, Layers: len(from.layers), Total: l.size})
 		read := func(ctx context.Context, s sink) (err error) {
-			root, err = l.read(ctx, root, s, &b, o.progress(&e))
+			root, err = l.read(ctx, root, s, &b, m.add)
 			return err
 		}
 		blob, err := p.layer(ctx, filepath.Join(stage, strconv.Itoa(i)), uint32(len(blobs)), durable, read)
@@ -136,8 +123,7 @@ func build(ctx context.Context, src, stage string, durable bool, o Options) (*im
 			owner[i] = len(blobs)
 			blobs = append(blobs, blob)
 		}
-		e.End = true
-		o.progress(&e)(0)
+		m.end()
 	}
 	img.result.In = p.in
 	if err := img.writeBootstrap(root, blobs, p, durable); err != nil {
@@ -157,16 +143,6 @@ func build(ctx context.Context, src, stage string, durable bool, o Options) (*im
 		img.layerHas = append(img.layerHas, i >= 0 && used[i])
 	}
 	return img, nil
-}
-
-// progress returns a function that adds to e.Done and reports it.
-func (o *Options) progress(e *Event) func(int64) {
-	return func(n int64) {
-		e.Done += n
-		if o.Progress != nil {
-			o.Progress(*e)
-		}
-	}
 }
 
 // apart refuses to stage inside of what is read: the image would contain itself.

@@ -12,5 +12,5 @@
 // paths exist only in memory. convert never mounts, never talks to the daemon
 // and never keeps a whole file in memory.
 //
-// Lock order: packer.mu is the only lock, and nothing waits while holding it.
+// Locks: packer.mu and reporter.mu, never both; nothing waits while holding one.
 package convert

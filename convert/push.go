@@ -32,14 +32,14 @@ const (
 
 // push stores the image in dest: blobs, bootstrap layer, configuration, and only
 // then the manifest.
-func (img *image) push(ctx context.Context, dest Destination, progress func(Event)) error {
+func (img *image) push(ctx context.Context, dest Destination, r *reporter) error {
 	var layers []ocispec.Descriptor
 	var diffs []digest.Digest
 	total := len(img.blobs) + 1
 	store := func(d ocispec.Descriptor, name string, diff digest.Digest) error {
 		layers, diffs = append(layers, d), append(diffs, diff)
-		e := Event{Stage: StagePush, Name: d.Digest.Encoded()[:12], Layer: len(layers), Layers: total, Total: d.Size}
-		return pushFile(ctx, dest, d, name, progress, e)
+		m := r.meter(Event{Stage: StagePush, Name: d.Digest.Encoded()[:12], Layer: len(layers), Layers: total, Total: d.Size})
+		return pushFile(ctx, dest, d, name, m)
 	}
 	for _, b := range img.blobs {
 		d := ocispec.Descriptor{
@@ -47,7 +47,7 @@ func (img *image) push(ctx context.Context, dest Destination, progress func(Even
 			Annotations: map[string]string{annotationBlob: "true"},
 		}
 		if err := store(d, b.path, d.Digest); err != nil {
-			return fmt.Errorf("blob %s: %w", d.Digest, err)
+			return err
 		}
 	}
 	name := filepath.Join(img.stage, "bootstrap.tar.gz")
@@ -56,7 +56,7 @@ func (img *image) push(ctx context.Context, dest Destination, progress func(Even
 		return fmt.Errorf("write bootstrap layer: %w", err)
 	}
 	if err := store(d, name, diff); err != nil {
-		return fmt.Errorf("bootstrap layer %s: %w", d.Digest, err)
+		return err
 	}
 	config, err := img.makeConfig(diffs)
 	if err != nil {
@@ -65,7 +65,7 @@ func (img *image) push(ctx context.Context, dest Destination, progress func(Even
 	configDesc := describe(ocispec.MediaTypeImageConfig, config)
 	open := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(config)), nil }
 	if err := dest.Blob(ctx, configDesc, open); err != nil {
-		return fmt.Errorf("configuration %s: %w", configDesc.Digest, err)
+		return err
 	}
 	body, err := json.Marshal(ocispec.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
@@ -76,7 +76,7 @@ func (img *image) push(ctx context.Context, dest Destination, progress func(Even
 	}
 	manifest := describe(ocispec.MediaTypeImageManifest, body)
 	if err := dest.Manifest(ctx, manifest, body); err != nil {
-		return fmt.Errorf("manifest %s: %w", manifest.Digest, err)
+		return err
 	}
 	img.result.Digest = manifest.Digest
 	return nil
@@ -86,30 +86,21 @@ func describe(mediaType string, p []byte) ocispec.Descriptor {
 	return ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(p), Size: int64(len(p))}
 }
 
-// pushFile stores the file name and reports how far it is. A destination that
-// opens the file again begins anew.
-func pushFile(ctx context.Context, dest Destination, d ocispec.Descriptor, name string, progress func(Event), e Event) error {
-	report := func(int64) {}
-	if progress != nil {
-		report = func(n int64) {
-			e.Done += n
-			progress(e)
-		}
-	}
+// pushFile stores the file name. A destination that opens it again begins anew.
+func pushFile(ctx context.Context, dest Destination, d ocispec.Descriptor, name string, m *meter) error {
 	err := dest.Blob(ctx, d, func() (io.ReadCloser, error) {
 		f, err := os.Open(name)
 		if err != nil {
 			return nil, err
 		}
-		e.Done = 0
+		m.restart()
 		return struct {
 			io.Reader
 			io.Closer
-		}{&passReader{f, report}, f}, nil
+		}{&passReader{f, m.add}, f}, nil
 	})
 	if err == nil {
-		e.Done, e.End = d.Size, true
-		report(0)
+		m.end()
 	}
 	return err
 }
