@@ -3,6 +3,7 @@
 //
 // It never caches and knows no chunks. Read [Store] and [Blob] first, then one
 // decorator ([Retry]). Before it in a read comes blobmgr, after it the network.
+// Its locks are leaves: none is held while a store or blob is called.
 package backend
 
 import (

@@ -145,8 +145,7 @@ func readOne(t *testing.T, s backend.Store, ref backend.Ref) func(context.Contex
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := make([]byte, ref.Size)
-	return func(ctx context.Context) error { return b.ReadAt(ctx, p, 0) }
+	return func(ctx context.Context) error { return b.ReadAt(ctx, make([]byte, ref.Size), 0) }
 }
 
 func TestRetryWaits(t *testing.T) {

@@ -98,6 +98,12 @@ func (b *blob) stored() *url.URL {
 	return b.storage
 }
 
+func (b *blob) remember(storage *url.URL) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.storage = storage
+}
+
 // forget drops a storage address unless it was replaced meanwhile.
 func (b *blob) forget(old *url.URL) {
 	b.mu.Lock()
@@ -119,22 +125,17 @@ func (b *blob) get(ctx context.Context, u *url.URL, p []byte, off int64) (size i
 	}
 	defer resp.Body.Close()
 	w.progress(minProgress)
-	if at := resp.Request.URL; at.String() != u.String() {
-		defer func() {
-			if err == nil {
-				b.mu.Lock()
-				b.storage = at
-				b.mu.Unlock()
-			}
-		}()
-	}
 	size, skip, err := b.accept(resp, p, off)
 	if err != nil {
 		// A short body that is read to its end leaves the connection usable.
 		io.CopyN(io.Discard, resp.Body, minProgress)
 		return size, err
 	}
-	return size, w.fail(receive(w.reader(resp.Body), p, skip, resp.StatusCode == http.StatusPartialContent))
+	err = w.fail(receive(w.reader(resp.Body), p, skip, resp.StatusCode == http.StatusPartialContent))
+	if at := resp.Request.URL; err == nil && at.String() != u.String() {
+		b.remember(at)
+	}
+	return size, err
 }
 
 // accept checks that resp is the answer to a request for p at off of this blob.

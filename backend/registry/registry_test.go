@@ -12,12 +12,14 @@ import (
 	"io/fs"
 	"log"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -45,6 +47,7 @@ type world struct {
 	storage *backendtest.Storage
 	store   *registry.Store
 	log     *bytes.Buffer
+	conns   atomic.Int64 // connections to the registry so far
 
 	storageFaults *backendtest.HTTPFaults
 	storageURL    string
@@ -60,7 +63,13 @@ func newWorld(t *testing.T, guard func(http.Handler) http.Handler, o registry.Op
 	if guard != nil {
 		front = guard(front)
 	}
-	server, storage := httptest.NewServer(front), httptest.NewServer(w.storageFaults)
+	server, storage := httptest.NewUnstartedServer(front), httptest.NewServer(w.storageFaults)
+	server.Config.ConnState = func(_ net.Conn, s http.ConnState) {
+		if s == http.StateNew {
+			w.conns.Add(1)
+		}
+	}
+	server.Start()
 	w.host, w.storageURL = strings.TrimPrefix(server.URL, "http://"), storage.URL
 
 	o.PlainHTTP = true
@@ -144,6 +153,7 @@ func TestRequests(t *testing.T) {
 	data := backendtest.Bytes(100_000, 1)
 	ref := w.push(data)[0]
 	before, _ := w.faults.Requests()
+	conns := w.conns.Load()
 	b := w.open(ref)
 	for i := range int64(10) {
 		if err := b.ReadAt(t.Context(), make([]byte, 1000), i*1000); err != nil {
@@ -152,6 +162,9 @@ func TestRequests(t *testing.T) {
 	}
 	if all, _ := w.faults.Requests(); all-before != 10 {
 		t.Errorf("%d requests for 10 reads", all-before)
+	}
+	if n := w.conns.Load() - conns; n != 0 {
+		t.Errorf("%d new connections for 10 reads, one after the other", n)
 	}
 	ref.Size = 0
 	if b = w.open(ref); b.Size() != int64(len(data)) {
@@ -184,6 +197,11 @@ func TestFaults(t *testing.T) {
 		{name: "stall in the body", fault: backendtest.Stall(10), temporary: true, text: "no progress for 100ms"},
 		{name: "drip", fault: backendtest.Drip(10, 10*time.Millisecond), temporary: true, text: "no progress for 100ms"},
 		{name: "short body", fault: backendtest.Short(10), temporary: true, text: "asked for 5000 bytes, the server announces 4990"},
+		{name: "long body", fault: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			w.Header().Set("Content-Range", "bytes 1000-5999/100000")
+			w.WriteHeader(http.StatusPartialContent)
+			w.Write(make([]byte, 5001)) // chunked: nothing announces the length
+		}, text: "more than the 5000 bytes"},
 		{name: "whole blob", fault: backendtest.Whole},
 		{name: "other range", fault: backendtest.WrongRange("bytes 0-4999/100000"), text: "asked for bytes 1000 to 5999, the server sent 0 to 4999"},
 		{name: "other size", fault: backendtest.WrongRange("bytes 1000-5999/6000"), text: "has 6000 bytes where it is stored and 100000"},
@@ -493,8 +511,63 @@ func TestDockerCredentials(t *testing.T) {
 	}
 }
 
+// TestCancel: a caller that leaves gets its own error at once, and keeps the
+// storage address for others.
+func TestCancel(t *testing.T) {
+	w := newWorld(t, nil, registry.Options{})
+	ref := w.push(backendtest.Bytes(100_000, 1))[0]
+	w.redirect()
+	b := w.open(ref)
+	p := make([]byte, 1000)
+	if err := b.ReadAt(t.Context(), p, 0); err != nil {
+		t.Fatal(err)
+	}
+	_, before := w.faults.Requests()
+	for _, n := range []int{-1, 10} {
+		w.storageFaults.Add(backendtest.All, 1, backendtest.Stall(n))
+		ctx, cancel := context.WithCancelCause(t.Context())
+		time.AfterFunc(20*time.Millisecond, func() { cancel(errors.New("nobody waits")) })
+		start := time.Now()
+		err := b.ReadAt(ctx, p, 0)
+		if took := time.Since(start); !errors.Is(err, context.Canceled) || took > 5*time.Second {
+			t.Errorf("stalled after %d bytes: error %v after %v", n, err, took)
+		}
+		w.secrets(err)
+	}
+	if err := b.ReadAt(t.Context(), p, 0); err != nil {
+		t.Error(err)
+	}
+	if _, n := w.faults.Requests(); n != before {
+		t.Errorf("%d more requests to the registry, want none", n-before)
+	}
+}
+
+// TestNames: nothing that a user or a manifest says can make up another URL.
+func TestNames(t *testing.T) {
+	s, err := registry.New(registry.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := digest.FromString("x")
+	for _, ref := range []backend.Ref{
+		{Host: "", Repository: repo, Digest: d, Size: 1},
+		{Host: "a:hunter2@host", Repository: repo, Digest: d, Size: 1},
+		{Host: "host/path", Repository: repo, Digest: d, Size: 1},
+		{Host: "host", Repository: "", Digest: d, Size: 1},
+		{Host: "host", Repository: "../x", Digest: d, Size: 1},
+		{Host: "host", Repository: "x?y", Digest: d, Size: 1},
+		{Host: "host", Repository: repo, Digest: "sha256:..", Size: 1},
+		{Host: "host", Repository: repo, Digest: d, Size: -1},
+	} {
+		if _, err := s.Open(t.Context(), ref); err == nil || backend.Temporary(err) {
+			t.Errorf("%+v: error %v", ref, err)
+		}
+	}
+}
+
 func TestTLS(t *testing.T) {
-	server := httptest.NewUnstartedServer(fakeregistry.New(fakeregistry.Logger(log.New(io.Discard, "", 0))))
+	faults := backendtest.NewHTTPFaults(fakeregistry.New(fakeregistry.Logger(log.New(io.Discard, "", 0))))
+	server := httptest.NewUnstartedServer(faults)
 	server.Config.ErrorLog = log.New(io.Discard, "", 0)
 	server.StartTLS()
 	defer server.Close()
@@ -504,7 +577,7 @@ func TestTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	host := strings.TrimPrefix(server.URL, "https://")
-	w := &world{t: t, host: host}
+	w := &world{t: t, host: host, faults: faults}
 	var err error
 	if w.store, err = registry.New(registry.Options{CAFile: ca}); err != nil {
 		t.Fatal(err)
@@ -513,6 +586,14 @@ func TestTLS(t *testing.T) {
 	ref := w.push(backendtest.Bytes(1000, 1))[0]
 	if err := w.open(ref).ReadAt(t.Context(), make([]byte, 1000), 0); err != nil {
 		t.Errorf("with its CA: %v", err)
+	}
+
+	plain := httptest.NewServer(http.NotFoundHandler())
+	defer plain.Close()
+	w.faults.Add(backendtest.BlobReads, 1, backendtest.Status(307, "Location", plain.URL))
+	err = w.open(ref).ReadAt(t.Context(), make([]byte, 10), 0)
+	if err == nil || !strings.Contains(err.Error(), "redirected from https to http") {
+		t.Errorf("redirect to plain HTTP: error %v", err)
 	}
 
 	strict, err := registry.New(registry.Options{})

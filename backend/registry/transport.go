@@ -122,6 +122,9 @@ func (w *watch) fail(err error) error {
 	if stalled, ok := errors.AsType[stallError](context.Cause(w.ctx)); ok {
 		return stalled
 	}
+	if err := w.ctx.Err(); err != nil {
+		return err
+	}
 	if _, ok := errors.AsType[*backend.StatusError](err); ok {
 		return err
 	}
