@@ -112,6 +112,9 @@ func build(ctx context.Context, src, stage string, durable bool, o Options) (*im
 		m := rep.meter(Event{Stage: StageRead, Name: l.name, Layer: i + 1, Layers: len(from.layers), Total: l.size})
 		read := func(ctx context.Context, s sink) (err error) {
 			root, err = l.read(ctx, root, s, &b, m.add)
+			if err != nil && len(from.layers) > 1 {
+				err = fmt.Errorf("layer %d, %s: %w", i+1, l.name, err)
+			}
 			return err
 		}
 		blob, err := p.layer(ctx, filepath.Join(stage, strconv.Itoa(i)), uint32(len(blobs)), durable, read)

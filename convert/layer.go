@@ -385,7 +385,7 @@ func splitPath(name string) (string, error) {
 		switch {
 		case p == "..":
 			return "", fmt.Errorf("%.200q leads out of the image", name)
-		case len(p) > maxName:
+		case len(strings.TrimPrefix(p, whiteout)) > maxName: // the longest name has a whiteout, too
 			return "", fmt.Errorf("%.100q...: name of %d bytes, at most %d are possible", p, len(p), maxName)
 		case strings.IndexByte(p, 0) >= 0:
 			return "", fmt.Errorf("%.200q: name with a zero byte", name)

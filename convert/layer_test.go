@@ -38,6 +38,7 @@ func TestLayers(t *testing.T) {
 		{name: "root is a file", layers: layers{{sym("./", "x")}}, fails: "root is not a directory"},
 		{name: "root is a link", layers: layers{{reg("a", "1"), hard(".", "a")}}, fails: "root is not a directory"},
 		{name: "long component", layers: layers{{reg(strings.Repeat("n", 256), "1")}}, fails: "at most 255"},
+		{name: "whiteout of a long name", layers: layers{{reg(strings.Repeat("n", 255), "1")}, {reg(".wh."+strings.Repeat("n", 255), "")}}, want: nil},
 		{name: "too deep", layers: layers{{reg(strings.Repeat("d/", 1100)+"f", "1")}}, fails: "directories deep"},
 		{name: "root attributes", layers: layers{{dir("./", 0o1777)}}, want: []string{". 41777 7:0 9"}},
 		{name: "duplicate, last wins", layers: layers{{reg("a", "old"), reg("a", "new")}}, want: []string{"a" + filePrefix + "new"}},

@@ -77,21 +77,17 @@ func tarSource(file, name string, size int64, want digest.Digest) layerSource {
 		}
 		l := newLayer(lower, b)
 		if err := readCompressedTar(ctx, raw, l, s); err != nil {
-			return nil, fmt.Errorf("%s: %w", file, err)
+			return nil, err
 		}
 		if check != nil {
 			if _, err := io.Copy(io.Discard, raw); err != nil {
-				return nil, fmt.Errorf("%s: %w", file, err)
+				return nil, err
 			}
 			if !check.Verified() {
-				return nil, fmt.Errorf("%s: content is not %s: fetch the image again", file, want)
+				return nil, fmt.Errorf("content of %s is not %s: fetch the image again", file, want)
 			}
 		}
-		root, err := l.merge()
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", file, err)
-		}
-		return root, nil
+		return l.merge()
 	}
 	return layerSource{name: name, size: size, read: read}
 }

@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -188,7 +187,7 @@ func TestTarSparse(t *testing.T) {
 			}
 			n := root.Children["sparse"]
 			if n == nil || n.Size != size || s[n] != string(want) {
-				t.Errorf("read another file: %v", maps.Keys(root.Children))
+				t.Errorf("read another file, in a directory of %d", len(root.Children))
 			}
 		})
 	}
