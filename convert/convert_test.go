@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -195,6 +196,17 @@ func TestDirectory(t *testing.T) {
 	t.Run("kernel", func(t *testing.T) {
 		dir, _ := mustConvert(t, src, Options{})
 		compareMount(t, want, dir)
+	})
+	t.Run("fsck.erofs", func(t *testing.T) {
+		fsck := testenv.Tool(t, "fsck.erofs")
+		dir, _ := mustConvert(t, src, Options{})
+		args := []string{filepath.Join(dir, bootstrapName)}
+		for _, d := range devices(t, dir) {
+			args = append(args, "--device="+d)
+		}
+		if out, err := exec.Command(fsck, args...).CombinedOutput(); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
 	})
 }
 

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 
@@ -26,7 +25,7 @@ type built struct {
 // decodes the blobs.
 func openDir(t testing.TB, dir string) *built {
 	t.Helper()
-	ctx := context.Background()
+	ctx := t.Context()
 	f, err := os.Open(filepath.Join(dir, bootstrapName))
 	if err != nil {
 		t.Fatal(err)
@@ -34,6 +33,9 @@ func openDir(t testing.TB, dir string) *built {
 	t.Cleanup(func() { f.Close() })
 	st, err := f.Stat()
 	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := erofs.Check(ctx, f, st.Size(), erofs.Limits{}); err != nil {
 		t.Fatal(err)
 	}
 	m, err := erofs.Open(f, st.Size())
@@ -154,15 +156,21 @@ func (b *built) tree(t testing.TB) testenv.Tree {
 	return tree
 }
 
+// devices writes the complete cache files of the image in dir.
+func devices(t testing.TB, dir string) (names []string) {
+	t.Helper()
+	for _, p := range openDir(t, dir).caches {
+		names = append(names, writeFile(t, filepath.Join(t.TempDir(), "cache"), p))
+	}
+	return names
+}
+
 // mount mounts the image in dir through the kernel and returns where.
 func mount(t testing.TB, dir string) string {
 	t.Helper()
 	testenv.Root(t)
-	b := openDir(t, dir)
-	o := erofs.MountOptions{Source: filepath.Join(dir, bootstrapName), Target: t.TempDir()}
-	for i, p := range b.caches {
-		o.Devices = append(o.Devices, writeFile(t, filepath.Join(t.TempDir(), "cache"+strings.Repeat("i", i)), p))
-	}
+	testenv.Kernel(t, "file-backed EROFS", erofs.Supported(t.TempDir()))
+	o := erofs.MountOptions{Source: filepath.Join(dir, bootstrapName), Devices: devices(t, dir), Target: t.TempDir()}
 	if err := erofs.Mount(o); err != nil {
 		t.Fatal(err)
 	}
