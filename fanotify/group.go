@@ -339,8 +339,8 @@ func control(f syscall.Conn, do func(fd int) error) error {
 	if err != nil {
 		return err
 	}
-	if cerr := c.Control(func(fd uintptr) { err = do(int(fd)) }); cerr != nil {
-		return cerr
+	if c.Control(func(fd uintptr) { err = do(int(fd)) }) != nil {
+		return os.ErrClosed // its only reason, which Control calls something else
 	}
 	return err
 }

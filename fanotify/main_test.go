@@ -122,7 +122,7 @@ func readerMain(in io.Reader, out io.Writer) {
 			err = os.Truncate(f.Name(), a)
 		case "parallel": // a readers of the first b bytes, each starting elsewhere
 			reply, err = parallelSum(f, int(a), b)
-		case "latency": // median of a page-cold reads of 4 KiB, in ns
+		case "latency": // median of a reads of 4 KiB, in ns
 			reply, err = latency(f, int(a), b)
 		case "supported":
 			err = Supported(rest)
@@ -182,10 +182,8 @@ func parallelSum(f *os.File, readers int, size int64) (string, error) {
 func latency(f *os.File, rounds int, size int64) (string, error) {
 	p := make([]byte, 4096)
 	took := make([]time.Duration, rounds)
-	_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_RANDOM)
 	for i := range took {
 		off := int64(i) * 4096 % size
-		_ = unix.Fadvise(int(f.Fd()), off, 4096, unix.FADV_DONTNEED)
 		start := time.Now()
 		if _, err := f.ReadAt(p, off); err != nil {
 			return "", err

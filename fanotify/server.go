@@ -20,8 +20,11 @@ const (
 	largestEvent = 4096
 	// batch is the most events taken with one read(2).
 	batch = 256
-	// drainTime bounds the answering of the queue at the end of Serve.
-	drainTime = time.Second
+	// At its end Serve answers the queue until nothing has come for drainQuiet,
+	// because a failed read is tried again at once (readahead first, then the
+	// page itself), but no longer than drainTime.
+	drainQuiet = 20 * time.Millisecond
+	drainTime  = time.Second
 	// errorPause slows the loop down when the kernel refuses a read for lack of
 	// something that a moment may bring back.
 	errorPause = 10 * time.Millisecond
@@ -57,10 +60,10 @@ func (g *Group) Serve(ctx context.Context) error {
 	defer cancel()
 	err = s.loop(ctx)
 	cancel()
-	s.fills.Wait()
 	if err == nil {
 		err = s.drain(ctx)
 	}
+	s.fills.Wait()
 	if err != nil {
 		return fmt.Errorf("serve fanotify group: %w", err)
 	}
@@ -78,10 +81,10 @@ type server struct {
 
 	conn   syscall.RawConn
 	buf    []byte
-	wait   bool
-	n      int
-	err    error
 	readFn func(fd uintptr) bool // s.tryRead, made once to keep reads free of allocation
+	size   int                   // its argument
+	n      int                   // and its results
+	err    error
 }
 
 func newServer(g *Group) (*server, error) {
@@ -112,11 +115,9 @@ func (s *server) loop(ctx context.Context) error {
 	})
 	defer func() {
 		if !stop() {
-			<-expired
-			_ = s.f.SetReadDeadline(time.Time{})
+			<-expired // or it would end the reads of drain
 		}
 	}()
-	s.wait = true
 	for ctx.Err() == nil {
 		free, ok := s.admit(ctx)
 		if !ok {
@@ -131,16 +132,19 @@ func (s *server) loop(ctx context.Context) error {
 	return nil
 }
 
-// drain answers what is in the queue; with ctx done nothing waits for a Fill.
+// drain answers the queue while fills come to their end. ctx is done, so
+// nothing more waits for a Fill.
 func (s *server) drain(ctx context.Context) error {
-	s.wait = false
-	for end := time.Now().Add(drainTime); time.Now().Before(end); {
-		if err := s.take(ctx, cap(s.slots)); errors.Is(err, unix.EAGAIN) {
-			return nil
-		} else if err != nil {
+	for end := time.Now().Add(drainTime); len(s.slots) > 0 || time.Now().Before(end); {
+		_ = s.f.SetReadDeadline(time.Now().Add(drainQuiet))
+		err := s.take(ctx, cap(s.slots))
+		if quiet := errors.Is(err, os.ErrDeadlineExceeded); quiet && len(s.slots) == 0 {
+			break
+		} else if err != nil && !quiet {
 			return err
 		}
 	}
+	_ = s.f.SetReadDeadline(time.Time{})
 	return nil
 }
 
@@ -155,11 +159,11 @@ func (s *server) admit(ctx context.Context) (free int, ok bool) {
 	return cap(s.slots) - len(s.slots), true
 }
 
-// take reads up to max events and dispatches them. The error says that nothing
-// more can be read: now (EAGAIN), before the deadline, or ever. Errors that
-// concern an event do not count: the kernel has denied that event.
-func (s *server) take(ctx context.Context, max int) error {
-	n, err := s.read(min(max*eventLen, len(s.buf)))
+// take waits for events and dispatches those that have come, up to room. The
+// error says that the deadline has passed or that nothing can be read any more.
+// Errors that concern an event do not count: the kernel has denied that event.
+func (s *server) take(ctx context.Context, room int) error {
+	n, err := s.read(min(room*eventLen, len(s.buf)))
 	if errors.Is(err, unix.EINVAL) { // the first event has more records than any has today
 		n, err = s.read(len(s.buf))
 	}
@@ -167,7 +171,7 @@ func (s *server) take(ctx context.Context, max int) error {
 	case err == nil && n == 0:
 		return io.ErrUnexpectedEOF
 	case err == nil:
-	case !errors.As(err, &errno), errno == unix.EAGAIN, errno == unix.EBADF:
+	case !errors.As(err, &errno), errno == unix.EBADF:
 		return err
 	default:
 		s.count.refused.Add(1)
@@ -188,28 +192,23 @@ func (s *server) take(ctx context.Context, max int) error {
 	return nil
 }
 
-// read is one read(2) of at most size bytes. It waits when s.wait is set.
+// read waits for the queue and reads at most size bytes of it, once.
 func (s *server) read(size int) (int, error) {
-	s.n = size
-	if err := s.conn.Read(s.readFn); err != nil {
+	s.size = size
+	if err := s.conn.Read(s.readFn); errors.Is(err, os.ErrDeadlineExceeded) {
 		return 0, err
+	} else if err != nil {
+		return 0, os.ErrClosed // the only other reason, which Read calls something else
 	}
 	return s.n, s.err
 }
 
 func (s *server) tryRead(fd uintptr) bool {
-	size := s.n
-	for {
-		s.n, s.err = unix.Read(int(fd), s.buf[:size])
-		if s.err != unix.EINTR {
-			break
-		}
+	s.n, s.err = unix.Read(int(fd), s.buf[:s.size])
+	for s.err == unix.EINTR {
+		s.n, s.err = unix.Read(int(fd), s.buf[:s.size])
 	}
-	if s.err == unix.EAGAIN && s.wait {
-		s.n = size
-		return false
-	}
-	return true
+	return s.err != unix.EAGAIN
 }
 
 // dispatch answers e, or hands it to a goroutine that will.
