@@ -3,6 +3,7 @@ package convert
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"hash"
 	"io"
@@ -19,7 +20,7 @@ const writeBehind = 8 << 20
 // A blobWriter writes and digests the bytes of one blob in its own goroutine.
 type blobWriter struct {
 	f           *os.File
-	sync        bool
+	durable     bool
 	sum         hash.Hash
 	size        int64
 	started     int64       // bytes that the kernel was asked to write out
@@ -27,10 +28,10 @@ type blobWriter struct {
 	empty, full chan []byte // the buffers go round
 }
 
-func newBlobWriter(f *os.File, sync bool) *blobWriter {
+func newBlobWriter(f *os.File, durable bool) *blobWriter {
 	const buffers = 4
 	w := &blobWriter{
-		f: f, sync: sync, sum: sha256.New(),
+		f: f, durable: durable, sum: sha256.New(),
 		empty: make(chan []byte, buffers), full: make(chan []byte, buffers),
 	}
 	for range buffers {
@@ -83,7 +84,7 @@ func (w *blobWriter) run() error {
 		if err != nil {
 			return fmt.Errorf("write blob: %w", err)
 		}
-		if w.sync && w.size-w.started >= writeBehind {
+		if w.durable && w.size-w.started >= writeBehind {
 			// SYNC_FILE_RANGE_WRITE; a hint, so an error does not matter.
 			_ = syscall.SyncFileRange(int(w.f.Fd()), w.started, w.size-w.started, 2)
 			w.started = w.size
@@ -94,20 +95,21 @@ func (w *blobWriter) run() error {
 }
 
 // finish writes t behind the chunks and makes the file durable if it is to stay.
-// It is called after run.
-func (w *blobWriter) finish(t chunk.Tail) (e chunk.Entry, digest [sha256.Size]byte, size int64, err error) {
+// It returns the blob's entry with its ID and the size of the file. It is called
+// after run.
+func (w *blobWriter) finish(t chunk.Tail) (chunk.Entry, int64, error) {
 	all, err := w.sum.(hash.Cloner).Clone()
 	if err != nil {
-		return e, digest, 0, err
+		return chunk.Entry{}, 0, err
 	}
 	t.DataLen, t.DataDigest = w.size, w.sum
 	tail := &counter{}
-	e, err = chunk.WriteTail(io.MultiWriter(w.f, all, tail), t)
-	if err == nil && w.sync {
+	e, err := chunk.WriteTail(io.MultiWriter(w.f, all, tail), t)
+	if err == nil && w.durable {
 		err = w.f.Sync()
 	}
-	all.Sum(digest[:0])
-	return e, digest, w.size + tail.n, err
+	e.ID = hex.EncodeToString(all.Sum(nil))
+	return e, w.size + tail.n, err
 }
 
 // A counter counts the bytes written to it.

@@ -132,6 +132,13 @@ func build(ctx context.Context, src, stage string, durable bool, o Options) (*im
 	if err := img.writeBootstrap(root, blobs, p, durable); err != nil {
 		return nil, err
 	}
+	img.take(root, blobs, owner)
+	return img, nil
+}
+
+// take takes the blobs that the tree refers to. owner is the index in blobs of
+// each layer of the source, or -1.
+func (img *image) take(root *erofs.Node, blobs []*packedBlob, owner []int) {
 	used := make([]bool, len(blobs))
 	img.count(root, used)
 	for i, b := range blobs {
@@ -145,7 +152,6 @@ func build(ctx context.Context, src, stage string, durable bool, o Options) (*im
 	for _, i := range owner {
 		img.layerHas = append(img.layerHas, i >= 0 && used[i])
 	}
-	return img, nil
 }
 
 // apart refuses to stage inside of what is read: the image would contain itself.

@@ -2,8 +2,7 @@ package convert
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -109,45 +108,32 @@ func (p *packer) close() {
 // A packedBlob is a finished blob in its staging file.
 type packedBlob struct {
 	path   string
-	digest [sha256.Size]byte // of the stored object
 	size   int64
 	entry  chunk.Entry // without Index
 	chunks []chunk.Chunk
 }
 
 // layer runs read, whose sink stores file contents in a new blob at name. index
-// is what ChunkRef.Blob is for it. The blob is nil, and there is no file, when
-// the layer needed no new chunk.
-func (p *packer) layer(ctx context.Context, name string, index uint32, sync bool, read func(context.Context, sink) error) (_ *packedBlob, err error) {
+// is what ChunkRef.Blob is for it. durable says that the file is to be flushed
+// to the disk. The blob is nil when the layer needed no new chunk.
+func (p *packer) layer(ctx context.Context, name string, index uint32, durable bool, read func(context.Context, sink) error) (_ *packedBlob, err error) {
 	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return nil, err
 	}
-	keep := false
-	defer func() {
-		err2 := f.Close()
-		if !keep || err2 != nil {
-			os.Remove(name)
-		}
-		if err == nil && err2 != nil {
-			err = err2
-		}
-	}()
-	w := newBlobWriter(f, sync)
+	defer func() { err = errors.Join(err, f.Close()) }()
+	w := newBlobWriter(f, durable)
 	chunks, err := p.run(ctx, index, w, read)
 	if err != nil || len(chunks) == 0 {
 		return nil, err
 	}
-	b := &packedBlob{path: name, chunks: chunks}
-	b.entry, b.digest, b.size, err = w.finish(chunk.Tail{
+	e, size, err := w.finish(chunk.Tail{
 		Chunks: chunks, Codec: p.codec, Digester: p.digester, ChunkSize: uint32(p.chunkSize),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("write blob: %w", err)
 	}
-	b.entry.ID = hex.EncodeToString(b.digest[:])
-	keep = true
-	return b, nil
+	return &packedBlob{path: name, size: size, entry: e, chunks: chunks}, nil
 }
 
 // run starts the goroutines of one layer and waits for them.

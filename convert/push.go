@@ -43,7 +43,7 @@ func (img *image) push(ctx context.Context, dest Destination, r *reporter) error
 	}
 	for _, b := range img.blobs {
 		d := ocispec.Descriptor{
-			MediaType: mediaTypeBlob, Digest: digest.NewDigestFromBytes(digest.SHA256, b.digest[:]), Size: b.size,
+			MediaType: mediaTypeBlob, Digest: digest.NewDigestFromEncoded(digest.SHA256, b.entry.ID), Size: b.size,
 			Annotations: map[string]string{annotationBlob: "true"},
 		}
 		if err := store(d, b.path, d.Digest); err != nil {
