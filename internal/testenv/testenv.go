@@ -18,7 +18,7 @@ import (
 func Root(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		missing(t, "root", "needs root")
+		Need(t, "root", "needs root")
 	}
 }
 
@@ -27,7 +27,7 @@ func Tool(t testing.TB, name string) string {
 	t.Helper()
 	p, err := exec.LookPath(name)
 	if err != nil {
-		missing(t, name, "needs the program "+name)
+		Need(t, name, "needs the program "+name)
 	}
 	return p
 }
@@ -37,7 +37,7 @@ func Tool(t testing.TB, name string) string {
 func Kernel(t testing.TB, name string, supported error) {
 	t.Helper()
 	if supported != nil {
-		missing(t, name, "needs a kernel with "+name+": "+supported.Error())
+		Need(t, name, "needs a kernel with "+name+": "+supported.Error())
 	}
 }
 
@@ -50,7 +50,7 @@ func Fixtures(t testing.TB) string {
 		dir = filepath.Join(ModuleRoot(t), "..", "shared", "fixtures", "rafs-v6")
 	}
 	if _, err := os.Stat(filepath.Join(dir, "tree.jsonl")); err != nil {
-		missing(t, "fixtures", "needs the fixture images: set EROFSD_FIXTURES to their folder")
+		Need(t, "fixtures", "needs the fixture images: set EROFSD_FIXTURES to their folder")
 	}
 	return dir
 }
@@ -74,7 +74,10 @@ func ModuleRoot(t testing.TB) string {
 	}
 }
 
-func missing(t testing.TB, gate, why string) {
+// Need skips t, or fails it when TEST_MUST_RUN lists gate; why starts with "needs".
+// It is for what the other gates do not cover.
+func Need(t testing.TB, gate, why string) {
+	t.Helper()
 	t.Helper()
 	for _, g := range strings.Split(os.Getenv("TEST_MUST_RUN"), ",") {
 		if g == gate || g == "all" {
