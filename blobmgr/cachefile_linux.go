@@ -1,0 +1,218 @@
+package blobmgr
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// A cacheFile is what a Blob does with its cache file; tests put disk errors
+// in between.
+type cacheFile interface {
+	io.ReaderAt
+	io.WriterAt
+	// Datasync makes what was written durable (fdatasync).
+	Datasync() error
+	// Data calls yield for each run of data, in order, up to size (SEEK_DATA and
+	// SEEK_HOLE).
+	Data(size int64, yield func(off, end int64)) error
+}
+
+// A sparseFile is the cacheFile on disk.
+type sparseFile struct{ *os.File }
+
+func (f sparseFile) Datasync() error { return unix.Fdatasync(int(f.Fd())) }
+
+func (f sparseFile) Data(size int64, yield func(off, end int64)) error {
+	for end := int64(0); end < size; {
+		off, err := unix.Seek(int(f.Fd()), end, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) { // only a hole is left
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if end, err = unix.Seek(int(f.Fd()), off, unix.SEEK_HOLE); err != nil {
+			return err
+		}
+		yield(off, end)
+	}
+	return nil
+}
+
+// A directory is the cache directory. Names are used as they are, relative to the
+// open descriptor, and symbolic links in them are never followed.
+type directory struct {
+	f *os.File
+}
+
+// openDirectory opens path, makes it when it is missing, and locks it against
+// other processes.
+func openDirectory(path string) (*directory, error) {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return nil, err
+	}
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	d := &directory{os.NewFile(uintptr(fd), path)}
+	if err := d.claim(fd); err != nil {
+		d.f.Close()
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return d, nil
+}
+
+func (d *directory) claim(fd int) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if int(st.Uid) != os.Geteuid() {
+		return fmt.Errorf("it belongs to user %d: choose a directory of our own", st.Uid)
+	}
+	if st.Mode&0o022 != 0 {
+		return fmt.Errorf("others may write to it (mode %#o): chmod it to 0700", st.Mode&0o777)
+	}
+	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return errors.New("another process uses this cache directory: stop it or choose another directory")
+		}
+		return fmt.Errorf("lock: %w", err)
+	}
+	return nil
+}
+
+func (d *directory) path(name string) string { return filepath.Join(d.f.Name(), name) }
+
+// Close unlocks and closes d.
+func (d *directory) Close() error { return d.f.Close() }
+
+func (d *directory) open(name string, flags int) (*os.File, error) {
+	fd, err := unix.Openat(int(d.f.Fd()), name, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: d.path(name), Err: err}
+	}
+	if err := unix.SetNonblock(fd, false); err != nil {
+		unix.Close(fd)
+		return nil, &fs.PathError{Op: "open", Path: d.path(name), Err: err}
+	}
+	return os.NewFile(uintptr(fd), d.path(name)), nil
+}
+
+// owned reports whether f is a plain file that only we can have written.
+func owned(f *os.File) (size int64, ok bool) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return 0, false
+	}
+	return st.Size, st.Mode&unix.S_IFMT == unix.S_IFREG && int(st.Uid) == os.Geteuid() && st.Nlink == 1 && st.Mode&0o077 == 0
+}
+
+// openCache opens the cache file name for reading and writing. One that is not
+// ours or has another size is unlinked, not truncated: it may still be mounted.
+func (d *directory) openCache(name string, size int64) (*os.File, error) {
+	f, err := d.open(name, unix.O_RDWR)
+	if err == nil {
+		if have, ok := owned(f); ok && have == size {
+			return f, nil
+		}
+		f.Close()
+	}
+	if err := d.remove(name); err != nil {
+		return nil, err
+	}
+	f, err = d.open(name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Truncate(size); err != nil {
+		f.Close()
+		return nil, errors.Join(err, d.remove(name))
+	}
+	return f, nil
+}
+
+// read returns the content of a small file, nil when there is none that we could
+// have written or it has more than limit bytes.
+func (d *directory) read(name string, limit int64) []byte {
+	f, err := d.open(name, unix.O_RDONLY)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	size, ok := owned(f)
+	if !ok || size > limit {
+		return nil
+	}
+	p := make([]byte, size)
+	if _, err := io.ReadFull(f, p); err != nil {
+		return nil
+	}
+	return p
+}
+
+// write replaces the file name by p atomically; durable says that it must survive
+// a power cut once write returns.
+func (d *directory) write(name string, p []byte, durable bool) error {
+	tmp := name + ".tmp"
+	if err := d.remove(tmp); err != nil {
+		return err
+	}
+	f, err := d.open(tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(p)
+	if err == nil && durable {
+		err = f.Sync()
+	}
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = unix.Renameat(int(d.f.Fd()), tmp, int(d.f.Fd()), name)
+	}
+	if err == nil && durable {
+		err = d.f.Sync()
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("write %s: %w", d.path(name), err), d.remove(tmp))
+	}
+	return nil
+}
+
+// sync makes the file name durable.
+func (d *directory) sync(name string) error {
+	f, err := d.open(name, unix.O_RDONLY)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// exists reports whether there may be something called name.
+func (d *directory) exists(name string) bool {
+	var st unix.Stat_t
+	return !errors.Is(unix.Fstatat(int(d.f.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW), unix.ENOENT)
+}
+
+// removeDurably unlinks name so that it does not come back after a power cut.
+func (d *directory) removeDurably(name string) error {
+	if err := d.remove(name); err != nil {
+		return err
+	}
+	return d.f.Sync()
+}
+
+// remove unlinks name if it is there.
+func (d *directory) remove(name string) error {
+	if err := unix.Unlinkat(int(d.f.Fd()), name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+		return &fs.PathError{Op: "remove", Path: d.path(name), Err: err}
+	}
+	return nil
+}

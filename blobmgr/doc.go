@@ -1,0 +1,28 @@
+// Package blobmgr keeps blobs in sparse cache files that the kernel reads directly,
+// and makes ranges of them present on demand. It is the shared core of all
+// transports: steps 5 to 11 of a read (docs/design.md, section 3).
+//
+// It never talks to a kernel interface, never knows a concrete backend, and never
+// lets a byte into a cache file that did not match its chunk's digest.
+//
+// Read [Blob] first: [Blob.Fill] in fill.go, then flight.go, which is one fetch, and
+// presence.go, which knows what is there. Then [Manager], which opens and shares
+// blobs. readahead.go and completion.go are the two that fetch unasked.
+//
+// A cache directory holds for each blob: ID, the plain bytes at their uncompressed
+// offsets; ID.meta, its chunk table and digests; and ID.clean, the units that were
+// verified and durable at the last orderly stop. No listed unit is written again
+// while the mark stands. What the cache file holds beyond it is suspect and is
+// verified before anybody reads it.
+//
+// Units (chunk.Unit) are what is present, absent, suspect or filling. Bits are set
+// in this order: written, marked, waiters woken.
+//
+// Locks are taken in the order Manager.mu, Blob.digests, readahead.mu, Blob.mu, and
+// none is held over I/O or a wait. What must be held over I/O is a [turn], which is
+// waited for with a context: Manager.names before Blob.durable.
+//
+//	m, err := blobmgr.New(blobmgr.Options{Dir: dir})
+//	b, err := m.Open(ctx, blobmgr.Source{Entry: e, Store: store, Ref: ref, Digests: digests})
+//	err = b.Fill(ctx, off, n) // b.File() holds the bytes now
+package blobmgr

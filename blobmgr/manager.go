@@ -1,0 +1,219 @@
+package blobmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/erofsd/erofsd/internal/chunk"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Options of a Manager. Dir must be set.
+type Options struct {
+	// Dir is the cache directory. It is made when missing, with mode 0700, and
+	// belongs to one Manager of one process.
+	Dir string
+	// Logger gets what nobody waits for. Nil: nothing is logged.
+	Logger *slog.Logger
+	// Registerer gets the metrics. Nil: they are kept to ourselves.
+	Registerer prometheus.Registerer
+	// MemoryLimit bounds all buffers, in bytes; at least 4 MiB. Default 24 MiB.
+	MemoryLimit int64
+	// NoCompletion turns off fetching the rest of a blob after its first reads.
+	NoCompletion bool
+	// CompletionDelay is how long nobody must have missed anything before that
+	// starts. Default 1 s.
+	CompletionDelay time.Duration
+	// Readahead is the first readahead window of a stream of reads, in stored
+	// bytes. Default 128 KiB; negative: none at all.
+	Readahead int64
+
+	wrap func(cacheFile) cacheFile // tests: disk errors
+}
+
+// A Manager opens blobs and shares them between images. It is safe for concurrent
+// use.
+type Manager struct {
+	opt     Options
+	log     *slog.Logger
+	dir     *directory
+	memory  *memory
+	metrics *metrics
+	// completions holds a token for each running request of all completions.
+	completions chan struct{}
+	quiet       quiet
+
+	mu     sync.Mutex // guards what follows
+	closed bool
+	names  map[string]*name
+}
+
+// A name is a cache file in use, or about to be.
+type name struct {
+	turn  turn  // serialises open, share and close
+	users int   // who holds or waits for turn, and the blob's images
+	blob  *Blob // guarded by turn
+}
+
+// New returns a Manager of the cache directory o.Dir. Another process that uses it
+// is an error.
+func New(o Options) (*Manager, error) {
+	if o.MemoryLimit != 0 && o.MemoryLimit < minMemory {
+		return nil, fmt.Errorf("memory limit of %d bytes, want %d at least", o.MemoryLimit, minMemory)
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.CompletionDelay == 0 {
+		o.CompletionDelay = time.Second
+	}
+	if o.Readahead == 0 {
+		o.Readahead = firstWindow
+	}
+	dir, err := openDirectory(o.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("open cache directory: %w", err)
+	}
+	return &Manager{
+		opt: o, log: o.Logger, dir: dir,
+		memory:      newMemory(o.MemoryLimit),
+		metrics:     newMetrics(o.Registerer),
+		completions: make(chan struct{}, completionRequests),
+		names:       make(map[string]*name),
+	}, nil
+}
+
+// Open returns the blob that s describes; each Open is given back by one
+// Blob.Close. A blob that is open already is shared, and s.Store becomes the first of its
+// sources. When s disagrees with what is kept under the same id (a forged image
+// among several), it gets a cache file of its own.
+//
+// With a chunk table at hand (an earlier Open, s.LocalTable) the store is not
+// asked; otherwise the table is read here. An error leaves nothing behind.
+func (m *Manager) Open(ctx context.Context, s Source) (*Blob, error) {
+	// The entry may come from anywhere: its id becomes a file name.
+	raw := s.Entry.Marshal()
+	if _, err := chunk.ParseEntry(raw[:]); err != nil {
+		return nil, fmt.Errorf("open blob: %w", err)
+	}
+	b, err := m.open(ctx, s.Entry.ID, s)
+	if errors.Is(err, errOther) {
+		m.log.Warn("images disagree about a blob, one of them is damaged or forged; they do not share it", "blob", s.Entry.ID, "err", err)
+		b, err = m.open(ctx, variant(s), s)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open blob %s: %w", s.Entry.ID, err)
+	}
+	return b, nil
+}
+
+// errOther marks that a name is in use for another blob.
+var errOther = errors.New("the cache has another blob of this id")
+
+func (m *Manager) open(ctx context.Context, file string, s Source) (*Blob, error) {
+	n, err := m.take(ctx, file)
+	if err != nil {
+		return nil, err
+	}
+	defer n.turn.give()
+	if n.blob == nil {
+		n.blob, err = m.newBlob(ctx, file, s)
+	} else {
+		err = n.blob.share(ctx, s)
+	}
+	if err != nil {
+		m.drop(file, n)
+		return nil, err
+	}
+	return n.blob, nil
+}
+
+// take enters the caller as a user of file and waits for its turn.
+func (m *Manager) take(ctx context.Context, file string) (*name, error) {
+	m.mu.Lock()
+	if m.closed {
+		m.mu.Unlock()
+		return nil, os.ErrClosed
+	}
+	n := m.names[file]
+	if n == nil {
+		n = &name{turn: newTurn()}
+		m.names[file] = n
+	}
+	n.users++
+	m.mu.Unlock()
+	if err := n.turn.take(ctx); err != nil {
+		m.drop(file, n)
+		return nil, err
+	}
+	m.mu.Lock()
+	closed := m.closed
+	m.mu.Unlock()
+	if closed {
+		n.turn.give()
+		m.drop(file, n)
+		return nil, os.ErrClosed
+	}
+	return n, nil
+}
+
+// drop takes a user away.
+func (m *Manager) drop(file string, n *name) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if n.users--; n.users == 0 {
+		delete(m.names, file)
+	}
+}
+
+// release gives back one Open of b and closes b after the last.
+func (m *Manager) release(b *Blob) error {
+	m.mu.Lock()
+	n := m.names[b.name]
+	m.mu.Unlock()
+	if n == nil {
+		return nil
+	}
+	n.turn <- struct{}{} // held for bounded times only, and Close has no context
+	defer n.turn.give()
+	if n.blob != b {
+		return nil
+	}
+	defer m.drop(b.name, n)
+	if b.images--; b.images > 0 {
+		return nil
+	}
+	n.blob = nil
+	return b.close()
+}
+
+// Close closes every blob that is still open. It is idempotent.
+func (m *Manager) Close() error {
+	m.mu.Lock()
+	if m.closed {
+		m.mu.Unlock()
+		return nil
+	}
+	m.closed = true
+	var open []*name
+	for _, n := range m.names {
+		open = append(open, n)
+	}
+	m.mu.Unlock()
+	var errs []error
+	for _, n := range open {
+		n.turn <- struct{}{}
+		if n.blob != nil {
+			errs = append(errs, n.blob.close())
+			n.blob = nil
+		}
+		n.turn.give()
+	}
+	m.memory.Close()
+	return errors.Join(append(errs, m.dir.Close())...)
+}

@@ -1,0 +1,23 @@
+package blobmgr
+
+// Stats of a blob. All sizes are in bytes.
+type Stats struct {
+	Size     int64 // of the cache file
+	Needed   int64 // of it, what the images can read
+	Present  int64 // of it, what is there
+	Fetched  int64 // stored bytes read from backends since Open
+	Requests int64 // reads from backends since Open
+	Corrupt  int64 // units since Open whose bytes were wrong
+	Complete bool  // all that is needed is there and durable
+}
+
+// Stats returns the state of b.
+func (b *Blob) Stats() Stats {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return Stats{
+		Size: b.size, Needed: b.needed, Present: b.stored.Load(),
+		Fetched: b.fetched.Load(), Requests: b.requests.Load(), Corrupt: b.corrupt.Load(),
+		Complete: b.complete,
+	}
+}
