@@ -63,8 +63,14 @@ func TestTarAttributes(t *testing.T) {
 
 func TestTarRefused(t *testing.T) {
 	for _, c := range []struct{ name, want string }{
-		{"uid", "owner"}, {"gid", "owner"}, {"major", "device"}, {"minor", "device"}, {"type", "unknown entry type"},
-		{"truncated header", "unexpected EOF"}, {"truncated data", "unexpected EOF"}, {"garbage", "invalid tar header"},
+		{"uid", "owner"},
+		{"gid", "owner"},
+		{"major", "device"},
+		{"minor", "device"},
+		{"type", "unknown entry type"},
+		{"truncated header", "unexpected EOF"},
+		{"truncated data", "unexpected EOF"},
+		{"garbage", "invalid tar header"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h := tar.Header{Name: "x", Typeflag: tar.TypeChar, Format: tar.FormatGNU, ModTime: time.Unix(0, 0)}
