@@ -1,0 +1,67 @@
+// Package debian installs what a program of this repository needs from Debian's
+// packages.
+package debian
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+)
+
+// Tool is a program and the package that it comes in.
+type Tool struct{ Program, Package string }
+
+// The programs that tests, demo and bench use.
+var (
+	MkfsErofs  = Tool{"mkfs.erofs", "erofs-utils"}
+	FsckErofs  = Tool{"fsck.erofs", "erofs-utils"}
+	Mmdebstrap = Tool{"mmdebstrap", "mmdebstrap"}
+	MkfsExt4   = Tool{"mkfs.ext4", "e2fsprogs"}
+	Tar        = Tool{"tar", "tar"}
+	Zstd       = Tool{"zstd", "zstd"}
+)
+
+// Ensure installs the packages of those tools that are missing, when it runs as
+// root on a machine with apt; progress is told before. Otherwise, and when apt
+// cannot, the error names the packages.
+func Ensure(ctx context.Context, progress func(string), tools ...Tool) error {
+	var missing []string
+	for _, t := range tools {
+		if _, err := exec.LookPath(t.Program); err != nil {
+			missing = append(missing, t.Package)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	list := strings.Join(missing, " ")
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("missing Debian packages, and only root can install them: apt-get install %s", list)
+	}
+	progress("installing " + list)
+	if err := apt(ctx, "update"); err != nil {
+		return fmt.Errorf("needs the Debian packages %s: %w", list, err)
+	}
+	if err := apt(ctx, append([]string{"install", "-y", "--no-install-recommends"}, missing...)...); err != nil {
+		return fmt.Errorf("needs the Debian packages %s: %w", list, err)
+	}
+	return nil
+}
+
+func apt(ctx context.Context, args ...string) error {
+	cmd := exec.CommandContext(ctx, "apt-get", append([]string{"-q"}, args...)...)
+	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("apt-get %s: %w\n%s", args[0], err, tail(out))
+	}
+	return nil
+}
+
+// tail returns the last lines of a command's output.
+func tail(out []byte) []byte {
+	lines := bytes.Split(bytes.TrimSpace(out), []byte("\n"))
+	return bytes.Join(lines[max(0, len(lines)-5):], []byte("\n"))
+}

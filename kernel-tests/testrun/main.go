@@ -1,0 +1,101 @@
+// Command testrun is make test: it installs the Debian packages that tests use,
+// runs every test, the packages full of concurrency once more with the race
+// detector, and every fuzz target for a while. It prints a line for each package,
+// the whole output of what failed, and at the end how many tests passed and what was
+// skipped and why.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/erofsd/erofsd/kernel-tests/debian"
+)
+
+// racy are the packages whose tests are worth another run with the race detector.
+var racy = []string{"./backend/...", "./blobmgr/...", "./fanotify/...", "./convert/...", "./internal/api/...", "./internal/daemon/...", "./kernel-tests/link"}
+
+func main() {
+	fuzzTime := flag.Duration("fuzz", 10*time.Second, "`time` for every fuzz target; 0: none")
+	race := flag.Bool("race", true, "run the concurrent packages with the race detector, too")
+	packages := flag.String("packages", "./...", "`pattern` of the packages to test")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, *packages, *race, *fuzzTime); err != nil {
+		fmt.Fprintln(os.Stderr, "testrun:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, packages string, race bool, fuzzTime time.Duration) error {
+	s := newSummary(os.Stdout)
+	err := debian.Ensure(ctx, s.note, debian.MkfsErofs, debian.FsckErofs, debian.MkfsExt4, debian.Tar, debian.Zstd, debian.Mmdebstrap)
+	if err != nil {
+		s.note(err.Error() + "; tests that need them are skipped")
+	}
+	if err := s.goTest(ctx, "", "-timeout", "15m", packages); err != nil {
+		return err
+	}
+	if race {
+		if err := s.race(ctx); err != nil {
+			return err
+		}
+	}
+	if fuzzTime > 0 {
+		if err := s.fuzz(ctx, packages, fuzzTime); err != nil {
+			return err
+		}
+	}
+	s.print()
+	if s.failed > 0 {
+		return fmt.Errorf("%d failed", s.failed)
+	}
+	return ctx.Err()
+}
+
+// race runs the concurrent packages with the race detector. It needs a C compiler,
+// which a machine with only Go has not.
+func (s *summary) race(ctx context.Context) error {
+	if _, err := exec.LookPath("gcc"); err != nil {
+		s.skip("the race detector: needs gcc")
+		return nil
+	}
+	s.note("with the race detector:")
+	return s.goTest(ctx, "CGO_ENABLED=1", append([]string{"-race", "-short", "-timeout", "10m"}, racy...)...)
+}
+
+// fuzz runs every fuzz target by itself: go test takes only one at a time.
+func (s *summary) fuzz(ctx context.Context, packages string, each time.Duration) error {
+	out, err := exec.CommandContext(ctx, "go", "test", "-list", "^Fuzz", packages).Output()
+	if err != nil {
+		s.note("no fuzzing: the packages do not build")
+		return nil // the failure has been counted where they were tested
+	}
+	s.note(fmt.Sprintf("fuzzing, %s each:", each))
+	var targets []string
+	for line := range strings.Lines(string(out)) {
+		fields := strings.Fields(line)
+		if strings.HasPrefix(line, "Fuzz") {
+			targets = append(targets, fields[0])
+			continue
+		}
+		if len(fields) < 2 || fields[0] != "ok" { // "ok  PACKAGE  0.01s" ends the list of a package
+			continue
+		}
+		for _, target := range targets {
+			if err := s.goTest(ctx, "", "-run", "^$", "-fuzz", "^"+target+"$", "-fuzztime", each.String(), fields[1]); err != nil {
+				return err
+			}
+		}
+		targets = nil
+	}
+	return nil
+}

@@ -1,0 +1,172 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+const module = "github.com/erofsd/erofsd/"
+
+// event is a line of go test -json (cmd/test2json).
+type event struct {
+	Action      string
+	Package     string
+	ImportPath  string // of a build that failed
+	Test        string
+	Elapsed     float64
+	Output      string
+	FailedBuild string
+}
+
+// summary adds up the runs of go test and prints them.
+type summary struct {
+	w                       io.Writer
+	passed, failed, skipped int
+	reasons                 map[string]int // why tests were skipped
+}
+
+func newSummary(w io.Writer) *summary { return &summary{w: w, reasons: make(map[string]int)} }
+
+func (s *summary) note(line string) { fmt.Fprintln(s.w, line) }
+
+func (s *summary) skip(reason string) {
+	s.skipped++
+	s.reasons[reason]++
+}
+
+// print ends the output: the counts alone on a line, and what was skipped and why.
+func (s *summary) print() {
+	fmt.Fprintf(s.w, "\n%d passed, %d failed, %d skipped\n", s.passed, s.failed, s.skipped)
+	var list []string
+	for _, reason := range slices.Sorted(maps.Keys(s.reasons)) {
+		list = append(list, fmt.Sprintf("%s (%d)", reason, s.reasons[reason]))
+	}
+	if len(list) == 0 {
+		list = []string{"nothing"}
+	}
+	fmt.Fprintf(s.w, "skipped: %s\n", strings.Join(list, "; "))
+}
+
+// goTest runs go test with one more environment variable, if any, and counts its
+// results. The error is about running it, not about tests that fail.
+func (s *summary) goTest(ctx context.Context, env string, args ...string) error {
+	cmd := exec.CommandContext(ctx, "go", append([]string{"test", "-json"}, args...)...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // go test ends its children, too
+	cmd.Env, cmd.Stderr = os.Environ(), os.Stderr
+	if env != "" {
+		cmd.Env = append(cmd.Env, env)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	before := s.failed
+	readErr := s.read(out)
+	err = cmd.Wait()
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && s.failed > before {
+		err = nil // the failure has been counted
+	}
+	return errors.Join(readErr, err, ctx.Err())
+}
+
+// packageRun is what is known of a package whose tests are running.
+type packageRun struct {
+	passed, failed, skipped int
+	output                  map[string][]string // by test; "" for the package's own
+}
+
+// read counts the events of r and prints a line for each package that ends.
+func (s *summary) read(r io.Reader) error {
+	running := make(map[string]*packageRun)
+	builds := make(map[string][]string)
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, 16<<20)
+	for lines.Scan() {
+		var e event
+		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+			s.note(lines.Text()) // what the go command itself says
+			continue
+		}
+		if e.Action == "build-output" {
+			builds[e.ImportPath] = append(builds[e.ImportPath], e.Output)
+			continue
+		}
+		p := running[e.Package]
+		if p == nil {
+			p = &packageRun{output: make(map[string][]string)}
+			running[e.Package] = p
+		}
+		switch {
+		case e.Action == "output":
+			p.output[e.Test] = append(p.output[e.Test], e.Output)
+		case e.Test == "":
+			s.endPackage(p, e, builds[e.FailedBuild])
+		default:
+			s.endTest(p, e)
+		}
+	}
+	return lines.Err()
+}
+
+func (s *summary) endTest(p *packageRun, e event) {
+	switch e.Action {
+	case "pass":
+		p.passed++
+	case "skip":
+		p.skipped++
+		s.skip(reason(p.output[e.Test]))
+	case "fail":
+		p.failed++
+		fmt.Fprintf(s.w, "FAIL  %s %s\n%s", strings.TrimPrefix(e.Package, module), e.Test, strings.Join(p.output[e.Test], ""))
+	default:
+		return
+	}
+	delete(p.output, e.Test)
+}
+
+// endPackage prints the line of a package. One that fails although no test of it
+// did counts as one that failed: it does not build, or left something behind.
+func (s *summary) endPackage(p *packageRun, e event, build []string) {
+	name := strings.TrimPrefix(e.Package, module)
+	switch {
+	case e.Action == "fail" && p.failed == 0:
+		p.failed++
+		fmt.Fprintf(s.w, "FAIL  %s\n%s%s", name, strings.Join(build, ""), strings.Join(p.output[""], ""))
+		for test, out := range p.output { // a test that was running when the process died
+			if test != "" {
+				fmt.Fprintf(s.w, "%s", strings.Join(out, ""))
+			}
+		}
+	case e.Action == "pass" && p.passed+p.skipped > 0:
+		fmt.Fprintf(s.w, "ok    %-36s %4d passed %3d skipped %6.1f s\n", name, p.passed, p.skipped, e.Elapsed)
+	case e.Action != "pass" && e.Action != "fail":
+		return
+	}
+	s.passed += p.passed
+	s.failed += p.failed
+}
+
+var message = regexp.MustCompile(`^\s*\S+\.go:\d+: (.*)`)
+
+// reason returns the message of a test that was skipped.
+func reason(output []string) string {
+	for _, line := range slices.Backward(output) {
+		if m := message.FindStringSubmatch(line); m != nil {
+			return strings.TrimSpace(m[1])
+		}
+	}
+	return "no reason given"
+}
