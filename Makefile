@@ -1,0 +1,33 @@
+# make demo and make test install missing Debian packages when they run as root.
+GO ?= go
+PREFIX ?= /usr/local
+FUZZTIME ?= 1m
+
+.PHONY: build test race lint fuzz bench demo install clean
+
+build: # the binaries, static, into bin/
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/...
+
+test: # every test, those for root and the kernel included, and the fuzz targets for 10 s each
+	$(GO) run ./kernel-tests/testrun
+
+race: # every test with the race detector; needs a C compiler
+	CGO_ENABLED=1 $(GO) test -race ./...
+
+lint: # import rules, vet, staticcheck, gofumpt
+	$(GO) test -count=1 ./internal/lint
+
+fuzz: # every fuzz target for FUZZTIME
+	$(GO) run ./kernel-tests/testrun -tests=false -fuzz $(FUZZTIME)
+
+bench: build # every figure beside its reference, also as build/bench.json
+	$(GO) run ./kernel-tests/bench
+
+demo: build # a Python program from a lazy image, behind a slow link
+	$(GO) run ./kernel-tests/demo
+
+install: build
+	install -D -t $(DESTDIR)$(PREFIX)/bin bin/*
+
+clean: # the root file system and images of demo and bench stay in /var/cache/erofsd
+	rm -rf bin build
