@@ -91,7 +91,7 @@ func (c *checker) devices() error {
 		case d.Tag != "" && seen[d.Tag]:
 			return bad("device %d: tag %s for the second time", i, d.Tag)
 		case d.Blocks == 0:
-			return bad("device %d: has no blocks", i)
+			return bad("device %d: its size is not given, so nothing in it can be checked", i)
 		case start != 0 && start<<m.sb.BlockBits < end:
 			return bad("device %d: mapped at block %d, inside of the image", i, start)
 		case stop > 1<<32:

@@ -175,10 +175,20 @@ func (m *Image) locate(e Extent) (Extent, error) {
 	}
 	size := m.pages.size
 	if e.Device > 0 {
-		size = int64(m.devices[e.Device-1].Blocks) << m.sb.BlockBits
+		size = m.deviceSize(e.Device - 1)
 	}
 	if e.Off > size || e.Len > size-e.Off {
 		return e, bad("[%d, +%d) is outside of device %d, which has %d bytes", e.Off, e.Len, e.Device, size)
 	}
 	return e, nil
+}
+
+// deviceSize returns the bytes of device i. mkfs.erofs 1.5 leaves the field
+// zero: then it is what block numbers reach. Check does not accept that.
+func (m *Image) deviceSize(i int) int64 {
+	blocks := int64(m.devices[i].Blocks)
+	if blocks == 0 && m.rafs == nil {
+		blocks = 1 << 32
+	}
+	return blocks << m.sb.BlockBits
 }

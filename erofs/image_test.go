@@ -3,6 +3,7 @@ package erofs_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -10,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"testing"
 	"time"
 
@@ -46,10 +46,12 @@ func check(image []byte, l erofs.Limits) (*erofs.Summary, error) {
 	return erofs.Check(context.Background(), bytes.NewReader(image), int64(len(image)), l)
 }
 
-// imageTree describes m as the reader sees it, without contents.
-func imageTree(m *erofs.Image) (testenv.Tree, error) {
+// imageTree describes m as the reader sees it; with data, which are the image
+// and its devices, contents too.
+func imageTree(m *erofs.Image, data ...[]byte) (testenv.Tree, error) {
 	tree := testenv.Tree{}
 	err := m.Walk(func(path string, n erofs.Inode) error {
+		var err error
 		e := testenv.TreeEntry{
 			Mode: n.Mode, UID: n.UID, GID: n.GID, Nlink: n.Nlink,
 			Mtime: n.Sec*1e9 + int64(n.Nsec), Rdev: [2]uint32{n.Major, n.Minor},
@@ -59,8 +61,12 @@ func imageTree(m *erofs.Image) (testenv.Tree, error) {
 		}
 		if n.IsRegular() {
 			e.Size = n.Size
+			if data != nil {
+				if e.SHA256, err = content(m, n, data); err != nil {
+					return err
+				}
+			}
 		}
-		var err error
 		if n.Mode&0o170000 == 0o120000 {
 			if e.Target, err = m.Readlink(n); err != nil {
 				return err
@@ -79,39 +85,20 @@ func imageTree(m *erofs.Image) (testenv.Tree, error) {
 	return tree, err
 }
 
-// describe returns all that the kernel would see of m, in one comparable string:
-// every path with its attributes and where its data lie.
-func describe(m *erofs.Image) (string, error) {
-	var s strings.Builder
-	for _, d := range m.Devices() {
-		fmt.Fprintf(&s, "device of %d blocks\n", d.Blocks)
-	}
-	err := m.Walk(func(path string, n erofs.Inode) error {
-		fmt.Fprintf(&s, "%q %o %d %d %d %d %d %d.%d", path, n.Mode, n.UID, n.GID, n.Size, n.Major, n.Minor, n.Sec, n.Nsec)
-		list, err := m.Xattrs(n)
+// content returns the digest of n's data.
+func content(m *erofs.Image, n erofs.Inode, data [][]byte) (string, error) {
+	h := sha256.New()
+	for e, err := range m.Extents(n) {
 		if err != nil {
-			return err
+			return "", err
 		}
-		fmt.Fprintf(&s, " %q", list)
-		switch {
-		case n.IsRegular():
-			for e, err := range m.Extents(n) {
-				if err != nil {
-					return err
-				}
-				fmt.Fprintf(&s, " %v", e)
-			}
-		case n.Mode&0o170000 == 0o120000:
-			target, err := m.Readlink(n)
-			if err != nil {
-				return err
-			}
-			fmt.Fprintf(&s, " %q", target)
+		if e.Device == erofs.Hole {
+			h.Write(make([]byte, e.Len))
+		} else {
+			h.Write(data[e.Device][e.Off : e.Off+e.Len])
 		}
-		s.WriteByte('\n')
-		return nil
-	})
-	return s.String(), err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
 func TestFixtures(t *testing.T) {

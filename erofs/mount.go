@@ -122,7 +122,8 @@ func mountHint(err error) string {
 }
 
 // kernelMessages returns what the kernel logged into the context for whoever
-// makes the mount: one message a read, "e " before an error.
+// makes the mount: one message a read, "e " before an error. Much of what EROFS
+// says goes into the kernel's own log only.
 func kernelMessages(ctx int) string {
 	var s strings.Builder
 	buf := make([]byte, 1024)
@@ -135,6 +136,9 @@ func kernelMessages(ctx int) string {
 		if ok {
 			s.WriteString(": " + text)
 		}
+	}
+	if s.Len() == 0 {
+		return " (the kernel's log says why)"
 	}
 	return s.String()
 }
