@@ -1,0 +1,87 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/erofsd/erofsd/erofs"
+	"github.com/erofsd/erofsd/fanotify"
+)
+
+// A transport as doctor shows it: what it needs, and the probe of each need.
+type transport struct {
+	name   string
+	probes []func(dir string) error
+}
+
+func transports() []transport {
+	return []transport{
+		{"fanotify", []func(string) error{fanotify.Supported, erofs.Supported}},
+		{"cachefiles", []func(string) error{cachefilesDevice}},
+	}
+}
+
+// cachefilesDevice says whether the kernel offers cachefiles at all. This
+// release does not serve it.
+func cachefilesDevice(string) error {
+	if _, err := os.Stat("/dev/cachefiles"); err != nil {
+		return fmt.Errorf("the kernel has no /dev/cachefiles (CONFIG_CACHEFILES_ONDEMAND, 5.19 to 7.1): %w", err)
+	}
+	return fmt.Errorf("this release of erofsd does not serve it yet")
+}
+
+func doctorCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "doctor",
+		Usage: "say which transports this machine can do, and what each of the others lacks",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "root", Value: "/var/lib/erofsd", Usage: "`DIR` where the cache would be"},
+		},
+		Action: func(_ context.Context, c *cli.Command) error {
+			w, usable := c.Root().Writer, false
+			dir, remove, err := scratch(c.String("root"))
+			if err != nil {
+				return err
+			}
+			defer remove()
+			for _, t := range transports() {
+				if err := diagnose(t, dir); err != nil {
+					fmt.Fprintf(w, "%-10s  no: %v\n", t.name, err)
+					continue
+				}
+				usable = true
+				fmt.Fprintf(w, "%-10s  yes\n", t.name)
+			}
+			if !usable {
+				return cli.Exit("no transport works here", 1)
+			}
+			return nil
+		},
+	}
+}
+
+// diagnose returns the first thing that t lacks.
+func diagnose(t transport, dir string) error {
+	for _, probe := range t.probes {
+		if err := probe(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// scratch makes a directory for probes on the file system of root, which need
+// not exist yet.
+func scratch(root string) (dir string, remove func(), err error) {
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return "", nil, fmt.Errorf("doctor: make %s: %w (choose another --root)", root, err)
+	}
+	dir, err = os.MkdirTemp(root, "doctor-*")
+	if err != nil {
+		return "", nil, fmt.Errorf("doctor: %w", err)
+	}
+	return dir, func() { os.RemoveAll(dir) }, nil
+}

@@ -1,0 +1,206 @@
+package daemon
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/erofsd/erofsd/fanotify"
+)
+
+// guardName is argv[0] of the guard: a process that holds a duplicate of the
+// fanotify group and does nothing while the daemon lives. When the daemon dies
+// the kernel would let every waiting and later read through, into holes: zeros.
+// With the guard the group lives on, and the guard answers EIO until nobody
+// has an incomplete file open any more. It also keeps the daemon's lock on
+// root, so that no new daemon trusts files that are read through an old mount.
+const guardName = "erofsd-guard"
+
+// Descriptors of the guard.
+const (
+	guardGroupFD = 3
+	guardPipeFD  = 4 // its other end closes when the daemon is gone
+	guardLockFD  = 5
+)
+
+// IsGuard says that this process was started as a guard; main calls [Guard]
+// then and nothing else.
+func IsGuard(args []string) bool { return len(args) > 0 && args[0] == guardName }
+
+// A guard is the daemon's end of the guard process.
+type guard struct {
+	cmd  *exec.Cmd
+	pipe *os.File
+}
+
+// startGuard starts the guard process for the group and the cache directory.
+func startGuard(group, lock *os.File, cache string) (*guard, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", guardName, err)
+	}
+	defer r.Close()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Args = []string{guardName, cache}
+	cmd.ExtraFiles = []*os.File{group, r, lock}
+	cmd.Env = []string{"GOMAXPROCS=1"}
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a signal to the daemon's group is not for it
+	if err := cmd.Start(); err != nil {
+		return nil, errors.Join(fmt.Errorf("start %s: %w", guardName, err), w.Close())
+	}
+	return &guard{cmd, w}, nil
+}
+
+// dismiss ends the guard: the daemon ends in order and nobody needs it.
+func (g *guard) dismiss() error {
+	_, err := g.pipe.Write([]byte{0})
+	return errors.Join(err, g.pipe.Close(), g.cmd.Wait())
+}
+
+// Guard runs the guard process and returns its exit code.
+func Guard(args []string) int {
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	if len(args) != 2 {
+		log.Error("guard: want the cache directory")
+		return 1
+	}
+	// It ends when its work does: not with the signals that end the daemon's
+	// group, nor when the reader of its log is gone.
+	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
+	// The last process to be killed for memory; without the right it stays as it is.
+	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-999"), 0)
+	var told [1]byte
+	if n, _ := os.NewFile(guardPipeFD, "pipe").Read(told[:]); n > 0 {
+		return 0
+	}
+	log.Error("the daemon died; reads of data that are not in the cache fail with EIO until their images are unmounted")
+	if err := guardDeny(args[1], log); err != nil {
+		log.Error("guard", "err", err)
+		return 1
+	}
+	return 0
+}
+
+// guardDeny answers EIO to everything until no marked file of cache is in use.
+func guardDeny(cache string, log *slog.Logger) error {
+	f := os.NewFile(guardGroupFD, "fanotify")
+	g, err := fanotify.NewGroupFromFile(f, fanotify.Options{Logger: log})
+	if err != nil {
+		return err
+	}
+	if err := g.DenyPending(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	served := make(chan error, 1)
+	go func() { served <- g.Serve(ctx) }() // it knows no file, so it denies every event
+	t := time.NewTicker(lingerEvery)
+	defer t.Stop()
+	for {
+		select {
+		case err := <-served:
+			return err
+		case <-t.C:
+		}
+		used, err := markedInUse(cache)
+		if err != nil {
+			log.Error("guard: look at the marked files", "err", err)
+		}
+		if err == nil && !used {
+			cancel()
+			return errors.Join(<-served, g.Close())
+		}
+	}
+}
+
+// markedInUse says whether a file that the group has marked is open anywhere.
+// The marks are those of incomplete blobs. A marked file that is not in cache
+// has been deleted there; the kernel drops the mark of such a file with its
+// last user (fs/dcache.c dentry_unlink_inode, 6.18).
+func markedInUse(cache string) (bool, error) {
+	f, err := os.Open("/proc/self/fdinfo/" + strconv.Itoa(guardGroupFD))
+	if err != nil {
+		return true, err
+	}
+	defer f.Close()
+	marked, err := markedInodes(f)
+	if err != nil {
+		return true, err
+	}
+	entries, err := os.ReadDir(cache)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return true, err
+	}
+	for _, e := range entries {
+		info, err := e.Info()
+		if err != nil {
+			continue // deleted meanwhile
+		}
+		ino := info.Sys().(*syscall.Stat_t).Ino
+		if !marked[ino] {
+			continue
+		}
+		delete(marked, ino)
+		if used, err := fileInUse(filepath.Join(cache, e.Name())); used || err != nil {
+			return true, err
+		}
+	}
+	return len(marked) > 0, nil
+}
+
+func fileInUse(name string) (bool, error) {
+	f, err := os.OpenFile(name, os.O_RDWR|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return true, err
+	}
+	defer f.Close()
+	return inUse(f)
+}
+
+// markedInodes reads the inode numbers of a group's marks from its fdinfo
+// ("fanotify ino:4f969 sdev:800013 …", fs/notify/fdinfo.c, 6.18).
+func markedInodes(r io.Reader) (map[uint64]bool, error) {
+	out := map[uint64]bool{}
+	s := bufio.NewScanner(r)
+	for s.Scan() {
+		rest, ok := strings.CutPrefix(s.Text(), "fanotify ino:")
+		if !ok {
+			continue
+		}
+		hex, _, _ := strings.Cut(rest, " ")
+		ino, err := strconv.ParseUint(hex, 16, 64)
+		if err != nil {
+			return nil, fmt.Errorf("parse fdinfo: %w", err)
+		}
+		out[ino] = true
+	}
+	return out, s.Err()
+}
+
+// lockRoot takes root for this daemon, and its guard after it.
+func lockRoot(root string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(root, "lock"), os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock %s: %w", root, err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: it is in use: another erofsd runs there, or one died and its images are still mounted "+
+			"(their missing data read as EIO). Unmount the images whose source is below it (findmnt -t erofs), then start again: %w", root, err)
+	}
+	return f, nil
+}

@@ -1,0 +1,114 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
+	"syscall"
+
+	"github.com/erofsd/erofsd/erofs"
+)
+
+// helperName is argv[0] of the short-lived process that calls mount(2) and
+// umount(2). It holds none of the kernel's fds: a daemon that was killed inside
+// its own mount of an on-demand image could leave a process that never dies
+// (kernel-protocols, invariant 3).
+const helperName = "erofsd-mount"
+
+// Descriptors of the helper, after standard input, output and error.
+const (
+	helperBootFD   = 3
+	helperTargetFD = 4
+	helperDeviceFD = 5 // and on, one per device slot
+)
+
+// helperResult is what the helper prints: nothing went wrong when Error is empty.
+type helperResult struct {
+	Error string        `json:"error,omitempty"`
+	Errno syscall.Errno `json:"errno,omitempty"`
+}
+
+// IsHelper says that this process was started by a daemon as its helper;
+// main calls [Helper] then and nothing else.
+func IsHelper(args []string) bool { return len(args) > 0 && args[0] == helperName }
+
+// Helper runs the helper process: `mount DEVICES BOOTSTRAP` or `unmount PATH`. It prints a
+// helperResult and returns the exit code.
+func Helper(args []string, out io.Writer) int {
+	var res helperResult
+	if err := helperRun(args[1:]); err != nil {
+		res.Error = err.Error()
+		errors.As(err, &res.Errno)
+	}
+	if err := json.NewEncoder(out).Encode(res); err != nil || res.Error != "" {
+		return 1
+	}
+	return 0
+}
+
+func helperRun(args []string) error {
+	switch {
+	case len(args) == 3 && args[0] == "mount":
+		n, err := strconv.Atoi(args[1])
+		if err != nil {
+			return fmt.Errorf("%s: number of devices: %w", helperName, err)
+		}
+		return helperMount(n, args[2])
+	case len(args) == 2 && args[0] == "unmount":
+		return erofs.Unmount(args[1], false)
+	default:
+		return fmt.Errorf("%s: unknown operation %q", helperName, args)
+	}
+}
+
+// helperMount mounts from the descriptors. boot is the bootstrap's path in the
+// daemon's own directory; where it is not too long for the kernel it is used
+// instead of the descriptor, so that the table of mounts says whose mount it is.
+func helperMount(devices int, boot string) error {
+	const maxValue = 255 // fs/fsopen.c, fsconfig(2), 6.18
+	if len(boot) > maxValue {
+		boot = fdPath(helperBootFD)
+	}
+	o := erofs.MountOptions{Source: boot, TargetFD: helperTargetFD}
+	for i := range devices {
+		o.Devices = append(o.Devices, fdPath(helperDeviceFD+i))
+	}
+	return erofs.Mount(o)
+}
+
+func fdPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
+// runHelper starts the helper with files as its descriptors 3 and on, waits for
+// it, and returns the error it reports; errors.Is finds its errno.
+func runHelper(ctx context.Context, files []*os.File, args ...string) error {
+	cmd := exec.CommandContext(ctx, "/proc/self/exe")
+	cmd.Args = append([]string{helperName}, args...)
+	cmd.ExtraFiles = files
+	cmd.Env = []string{"GOMAXPROCS=1", "GOGC=off"} // it lives for milliseconds
+	out, err := cmd.Output()
+	var res helperResult
+	if jerr := json.Unmarshal(out, &res); jerr != nil {
+		return fmt.Errorf("run %s %s: %w", helperName, args[0], errors.Join(err, jerr))
+	}
+	if res.Error == "" {
+		return nil
+	}
+	return &helperError{res}
+}
+
+// helperError carries a helper's error across the process boundary.
+type helperError struct{ helperResult }
+
+func (e *helperError) Error() string { return e.helperResult.Error }
+
+func (e *helperError) Unwrap() error {
+	if e.Errno == 0 {
+		return nil
+	}
+	return e.Errno
+}

@@ -1,0 +1,229 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/erofsd/erofsd/blobmgr"
+	"github.com/erofsd/erofsd/erofs"
+	"github.com/erofsd/erofsd/internal/chunk"
+)
+
+// An image is an admitted bootstrap with its blobs open. Mounts of the same
+// bootstrap share it.
+type image struct {
+	id      string        // sha256 of the bootstrap, hex
+	ready   chan struct{} // closed when the fields below are set
+	err     error         // of opening; the image is then gone from the table
+	boot    *os.File      // private copy, complete, read-only
+	watches []*watch      // one per device slot, in slot order
+	closed  chan struct{} // closed when the image is
+
+	refs int // mounts; guarded by Daemon.mu
+}
+
+// acquire returns the open image of src, opening it when it is the first.
+// release gives it back.
+func (d *Daemon) acquire(ctx context.Context, src *source) (*image, error) {
+	for {
+		img, first := d.lookup(src.id)
+		if first {
+			d.admit(ctx, img, src)
+		}
+		select {
+		case <-img.ready:
+		case <-ctx.Done():
+			d.release(img)
+			return nil, ctx.Err()
+		}
+		if errors.Is(img.err, context.Canceled) && ctx.Err() == nil {
+			continue // the one who opened it left; we have not
+		}
+		return img, img.err // a failed image is in no table: nobody counts its references
+	}
+}
+
+// lookup finds or adds the image id and takes a reference; first says that the
+// caller has to admit it.
+func (d *Daemon) lookup(id string) (img *image, first bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	img = d.images[id]
+	if img == nil {
+		first = true
+		img = &image{id: id, ready: make(chan struct{}), closed: make(chan struct{})}
+		d.images[id] = img
+	}
+	img.refs++
+	return img, first
+}
+
+// admit opens img and tells those who wait for it.
+func (d *Daemon) admit(ctx context.Context, img *image, src *source) {
+	defer close(img.ready)
+	if img.err = d.open(ctx, img, src); img.err != nil {
+		d.mu.Lock()
+		delete(d.images, img.id)
+		d.mu.Unlock()
+		return
+	}
+	for _, w := range img.watches {
+		d.background.Go(func() { d.awaitDone(img, w) })
+	}
+}
+
+// open admits src's bootstrap and opens its blobs.
+func (d *Daemon) open(ctx context.Context, img *image, src *source) (err error) {
+	img.boot, err = os.Open(src.boot)
+	if err != nil {
+		return fmt.Errorf("open bootstrap: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.closeImage(img))
+		}
+	}()
+	st, err := img.boot.Stat()
+	if err != nil {
+		return fmt.Errorf("open bootstrap: %w", err)
+	}
+	if _, err := erofs.Check(ctx, img.boot, st.Size(), erofs.Limits{}); err != nil {
+		return fmt.Errorf("refuse image %s: %w", src.label, err)
+	}
+	m, err := erofs.Open(img.boot, st.Size())
+	if err != nil {
+		return fmt.Errorf("refuse image %s: %w", src.label, err)
+	}
+	if m.RAFS() == nil {
+		return fmt.Errorf("refuse image %s: it is plain EROFS without RAFS tables, so its data cannot be verified", src.label)
+	}
+	digests, err := digestsByBlob(m)
+	if err != nil {
+		return fmt.Errorf("refuse image %s: %w", src.label, err)
+	}
+	for i, raw := range m.BlobEntries() {
+		e, err := chunk.ParseEntry(raw)
+		if err != nil {
+			return fmt.Errorf("refuse image %s: blob %d: %w", src.label, i, err)
+		}
+		b, err := d.blobs.Open(ctx, src.blob(e, digests[uint32(i)]))
+		if err != nil {
+			return fmt.Errorf("open blob %s of %s: %w", e.ID, src.label, err)
+		}
+		img.watches = append(img.watches, d.hold(e.ID, b))
+	}
+	return nil
+}
+
+// digestsByBlob sorts the bootstrap's chunk table by blob.
+func digestsByBlob(m *erofs.Image) (map[uint32][]blobmgr.ChunkDigest, error) {
+	out := map[uint32][]blobmgr.ChunkDigest{}
+	for c, err := range m.Chunks() {
+		if err != nil {
+			return nil, err
+		}
+		out[c.Blob] = append(out[c.Blob], blobmgr.ChunkDigest{Index: int(c.Index), Off: c.Off, Len: c.Len, Digest: c.Digest})
+	}
+	return out, nil
+}
+
+// awaitDone removes w's mark when its blob is complete, as often as that
+// happens: another image may ask for more of it later.
+func (d *Daemon) awaitDone(img *image, w *watch) {
+	for {
+		done := w.blob.Done()
+		select {
+		case <-img.closed:
+			return
+		case <-d.ctx.Done():
+			return
+		case <-done:
+			d.settle(w)
+		}
+		if w.blob.Done() == done { // nothing was added meanwhile
+			return
+		}
+	}
+}
+
+// release gives back what acquire returned. With the last mount the image is
+// closed, as soon as the kernel has let go of its files.
+func (d *Daemon) release(img *image) {
+	d.mu.Lock()
+	img.refs--
+	last := img.refs == 0
+	d.mu.Unlock()
+	if last && !d.closeIfIdle(img) {
+		d.background.Go(func() { d.linger(img) })
+	}
+}
+
+// lingerEvery is how often a detached image's files are looked at.
+const lingerEvery = time.Second
+
+// linger waits until nobody uses img's files, or it is mounted again.
+func (d *Daemon) linger(img *image) {
+	d.log.Info("image is unmounted here but still used elsewhere; it is served on", "image", img.id)
+	t := time.NewTicker(lingerEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-d.ctx.Done():
+			return
+		case <-t.C:
+			if d.closeIfIdle(img) {
+				return
+			}
+		}
+	}
+}
+
+// closeIfIdle closes img and returns true if it has no mounts and the kernel
+// does not need the daemon for it. It returns true as well if there is nothing
+// left to do: img is closed already, or mounted again.
+func (d *Daemon) closeIfIdle(img *image) bool {
+	d.mu.Lock()
+	if img.refs > 0 || d.images[img.id] != img {
+		d.mu.Unlock()
+		return true
+	}
+	for _, w := range img.watches {
+		if d.neededByKernel(w) {
+			d.mu.Unlock()
+			return false
+		}
+	}
+	delete(d.images, img.id)
+	d.mu.Unlock()
+	if err := d.closeImage(img); err != nil {
+		d.log.Warn("close image", "image", img.id, "err", err)
+	}
+	return true
+}
+
+// neededByKernel says whether w's file is incomplete and still open in the
+// kernel, with no other image that would keep it watched. d.mu is held; a
+// lease is asked for without waiting.
+func (d *Daemon) neededByKernel(w *watch) bool {
+	if w.images > 1 || w.blob.Stats().Complete {
+		return false
+	}
+	busy, err := inUse(w.blob.File())
+	if err != nil {
+		d.log.Warn("ask whether a cache file is in use", "err", err)
+	}
+	return busy
+}
+
+// closeImage closes what open opened.
+func (d *Daemon) closeImage(img *image) error {
+	close(img.closed)
+	errs := []error{img.boot.Close()}
+	for _, w := range img.watches {
+		errs = append(errs, d.drop(w), w.blob.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,278 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+
+	"github.com/erofsd/erofsd/internal/api"
+)
+
+// transport is the one that this daemon serves.
+const transport = "fanotify"
+
+// A mount is one place where an image is mounted. It is in the table from the
+// moment that its place is taken.
+type mount struct {
+	point  string
+	source string // reference or bootstrap path, for people
+	img    *image // nil until mounted; guarded by Daemon.mu
+	busy   bool   // being mounted or unmounted; guarded by Daemon.mu
+}
+
+// Mount mounts an image: it takes the place, gets and admits the bootstrap,
+// opens the blobs, marks their cache files, and only then mounts.
+func (d *Daemon) Mount(ctx context.Context, r api.MountRequest) (api.Mount, error) {
+	d.reap()
+	if err := validate(r); err != nil {
+		return api.Mount{}, api.BadRequest(err)
+	}
+	m, err := d.take(r)
+	if err != nil {
+		return api.Mount{}, err
+	}
+	img, err := d.mount(ctx, m, r)
+	if err != nil {
+		d.mu.Lock()
+		delete(d.mounts, m.point)
+		d.mu.Unlock()
+		return api.Mount{}, fmt.Errorf("mount %s at %s: %w", m.source, m.point, err)
+	}
+	d.mu.Lock()
+	m.img, m.busy = img, false
+	d.mu.Unlock()
+	d.log.Info("mounted", "image", img.id, "mountpoint", m.point)
+	return d.describe(m), nil
+}
+
+func validate(r api.MountRequest) error {
+	switch {
+	case !filepath.IsAbs(r.Mountpoint) || filepath.Clean(r.Mountpoint) == "/":
+		return fmt.Errorf("mount point %q: want an absolute path below /", r.Mountpoint)
+	case (r.Bootstrap == "") == (r.Reference == ""):
+		return errors.New("name an image: either a bootstrap file or a reference")
+	case r.Bootstrap != "" && !filepath.IsAbs(r.Bootstrap):
+		return fmt.Errorf("bootstrap %q: want an absolute path", r.Bootstrap)
+	case r.BlobDir != "" && !filepath.IsAbs(r.BlobDir):
+		return fmt.Errorf("blob directory %q: want an absolute path", r.BlobDir)
+	}
+	return nil
+}
+
+// take reserves the mount point. A place below one of our own mounts is refused
+// by its name alone: looking at it could make the daemon wait for itself.
+func (d *Daemon) take(r api.MountRequest) (*mount, error) {
+	m := &mount{point: filepath.Clean(r.Mountpoint), source: r.Reference, busy: true}
+	if m.source == "" {
+		m.source = r.Bootstrap
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for point := range d.mounts {
+		if m.point == point {
+			return nil, api.Conflict(fmt.Errorf("mount point %s is busy: erofsd has mounted an image there; unmount it first", point))
+		}
+		if strings.HasPrefix(m.point, point+"/") {
+			return nil, api.Conflict(fmt.Errorf("mount point %s lies inside the image mounted at %s; choose another", m.point, point))
+		}
+	}
+	d.mounts[m.point] = m
+	return m, nil
+}
+
+// mount does what Mount says once the place is taken.
+func (d *Daemon) mount(ctx context.Context, m *mount, r api.MountRequest) (*image, error) {
+	target, err := openTarget(m.point)
+	if err != nil {
+		return nil, err
+	}
+	defer target.Close()
+	src, err := d.resolve(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	img, err := d.acquire(ctx, src)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.pin(img.watches); err != nil {
+		d.release(img)
+		return nil, fmt.Errorf("mark cache files: %w", err)
+	}
+	err = d.callMount(ctx, img, target)
+	d.unpin(img.watches)
+	if err != nil {
+		d.release(img)
+		return nil, err
+	}
+	return img, nil
+}
+
+// openTarget opens the mount point without following anything below it.
+func openTarget(point string) (*os.File, error) {
+	busy, err := mountedAt(point)
+	if err != nil {
+		return nil, err
+	}
+	if busy != "" {
+		return nil, api.Conflict(fmt.Errorf("mount point is busy: %s is mounted there; unmount it first", busy))
+	}
+	fd, err := syscall.Open(point, oPath|syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0)
+	switch {
+	case errors.Is(err, syscall.ENOENT):
+		return nil, api.NotFound(errors.New("mount point is missing; make the directory first"))
+	case errors.Is(err, syscall.ENOTDIR):
+		return nil, api.BadRequest(errors.New("mount point is not a directory"))
+	case err != nil:
+		return nil, fmt.Errorf("open mount point: %w", err)
+	}
+	return os.NewFile(uintptr(fd), point), nil
+}
+
+// oPath is O_PATH, which package syscall lacks.
+const oPath = 0x200000
+
+// mountedAt returns the type of the file system that is mounted exactly at
+// point, "" if none is.
+func mountedAt(point string) (string, error) {
+	infos, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) { return i.Mountpoint != point, false })
+	if err != nil {
+		return "", fmt.Errorf("read the table of mounts: %w", err)
+	}
+	if len(infos) == 0 {
+		return "", nil
+	}
+	return infos[len(infos)-1].FSType, nil
+}
+
+// callMount mounts img at target in the helper process, from the descriptors
+// that we hold: no path can be exchanged on the way, and none is too long.
+func (d *Daemon) callMount(ctx context.Context, img *image, target *os.File) error {
+	files := []*os.File{img.boot, target}
+	for _, w := range img.watches {
+		files = append(files, w.blob.File())
+	}
+	return runHelper(ctx, files, "mount", strconv.Itoa(len(img.watches)), img.boot.Name())
+}
+
+// Unmount unmounts the image at a mount point. An image that is used elsewhere
+// (a container's overlay keeps it) is served until nobody uses it.
+func (d *Daemon) Unmount(ctx context.Context, r api.UnmountRequest) error {
+	d.reap()
+	point := filepath.Clean(r.Mountpoint)
+	d.mu.Lock()
+	m := d.mounts[point]
+	if m == nil || m.busy {
+		d.mu.Unlock()
+		if m == nil {
+			return api.NotFound(fmt.Errorf("unmount %s: erofsd has no image mounted there (see erofsctl status)", point))
+		}
+		return api.Conflict(fmt.Errorf("unmount %s: it is being mounted or unmounted; try again", point))
+	}
+	m.busy = true
+	d.mu.Unlock()
+
+	err := runHelper(ctx, nil, "unmount", point)
+	d.mu.Lock()
+	m.busy = false
+	if err == nil {
+		delete(d.mounts, point)
+	}
+	d.mu.Unlock()
+	switch {
+	case errors.Is(err, syscall.EBUSY):
+		return api.Conflict(fmt.Errorf("unmount %s: it is busy: a process works in it or has a file of it open (fuser -vm %s shows them)", point, point))
+	case err != nil:
+		return fmt.Errorf("unmount %s: %w", point, err)
+	}
+	d.release(m.img)
+	d.log.Info("unmounted", "image", m.img.id, "mountpoint", point)
+	return nil
+}
+
+// reap forgets mounts that somebody else unmounted.
+func (d *Daemon) reap() {
+	there := map[string]bool{}
+	infos, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("erofs"))
+	if err != nil {
+		d.log.Warn("read the table of mounts", "err", err)
+		return
+	}
+	for _, i := range infos {
+		there[i.Mountpoint] = true
+	}
+	var gone []*mount
+	d.mu.Lock()
+	for point, m := range d.mounts {
+		if !m.busy && !there[point] {
+			delete(d.mounts, point)
+			gone = append(gone, m)
+		}
+	}
+	d.mu.Unlock()
+	for _, m := range gone {
+		d.log.Info("was unmounted by somebody else", "image", m.img.id, "mountpoint", m.point)
+		d.release(m.img)
+	}
+}
+
+// shutdown unmounts everything. What is complete may stay: it needs no daemon.
+// An incomplete image that is in use is served until it no longer is, or force
+// is done: without us the kernel would give its readers zeros. It returns
+// whether nobody needs us any more.
+func (d *Daemon) shutdown(ctx, force context.Context) bool {
+	ctx = context.WithoutCancel(ctx)
+	for told := false; ; told = true {
+		left := d.unmountAll(ctx)
+		if left == 0 {
+			return true
+		}
+		if !told {
+			d.log.Warn("images are incomplete and in use; serving on until they are unmounted. "+
+				"A second signal ends the daemon, and what they lack then reads as EIO", "images", left)
+		}
+		select {
+		case <-force.Done():
+			d.log.Error("ended with incomplete images in use", "images", left)
+			return false
+		case <-time.After(lingerEvery):
+		}
+	}
+}
+
+// unmountAll unmounts what can be and returns how many incomplete images the
+// kernel still uses.
+func (d *Daemon) unmountAll(ctx context.Context) int {
+	d.reap()
+	var points []string
+	d.mu.Lock()
+	for point := range d.mounts {
+		points = append(points, point)
+	}
+	d.mu.Unlock()
+	for _, point := range points {
+		if err := d.Unmount(ctx, api.UnmountRequest{Mountpoint: point}); err != nil {
+			d.log.Debug("unmount at the end", "mountpoint", point, "err", err)
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	left := 0
+	for _, img := range d.images {
+		for _, w := range img.watches {
+			if d.neededByKernel(w) {
+				left++
+				break
+			}
+		}
+	}
+	return left
+}

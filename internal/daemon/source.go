@@ -1,0 +1,90 @@
+package daemon
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/erofsd/erofsd/backend"
+	"github.com/erofsd/erofsd/blobmgr"
+	"github.com/erofsd/erofsd/internal/api"
+	"github.com/erofsd/erofsd/internal/chunk"
+)
+
+// maxBootstrap bounds a bootstrap: nydusd's own limit.
+const maxBootstrap = 2 << 30
+
+// A source is where an image comes from: its bootstrap, copied into our own
+// directory so that nobody changes it under the kernel, and the store of its blobs.
+type source struct {
+	id     string            // sha256 of the bootstrap, hex
+	boot   string            // path of the private copy
+	label  string            // what the user named
+	store  backend.Store     // of the blobs
+	repo   backend.Ref       // Host and Repository of the blobs
+	tables map[string][]byte // chunk tables that came with the bootstrap, by blob id
+}
+
+// resolve gets the bootstrap that r names.
+func (d *Daemon) resolve(ctx context.Context, r api.MountRequest) (*source, error) {
+	if r.Reference != "" {
+		return d.resolveReference(ctx, r)
+	}
+	f, err := os.Open(r.Bootstrap)
+	if err != nil {
+		return nil, fmt.Errorf("open bootstrap: %w", err)
+	}
+	defer f.Close()
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		return nil, errors.Join(api.BadRequest(fmt.Errorf("bootstrap %s is not a regular file", r.Bootstrap)), err)
+	}
+	src := &source{label: r.Bootstrap, store: d.stores.directory(r.BlobDir)}
+	src.id, src.boot, err = d.keepBootstrap(f)
+	return src, err
+}
+
+// keepBootstrap copies a bootstrap into the daemon's directory under the name
+// of its digest. An older copy is replaced: after a crash it may be torn.
+func (d *Daemon) keepBootstrap(r io.Reader) (id, path string, err error) {
+	dir := filepath.Join(d.o.Root, "images")
+	tmp, err := os.CreateTemp(dir, "boot-*")
+	if err != nil {
+		return "", "", fmt.Errorf("keep bootstrap: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("keep bootstrap: %w", err), os.Remove(tmp.Name()))
+		}
+	}()
+	sum := sha256.New()
+	n, err := io.Copy(io.MultiWriter(tmp, sum), io.LimitReader(r, maxBootstrap+1))
+	if err = errors.Join(err, tmp.Close()); err != nil {
+		return "", "", err
+	}
+	if n > maxBootstrap {
+		return "", "", fmt.Errorf("it is larger than %d bytes", maxBootstrap)
+	}
+	id = hex.EncodeToString(sum.Sum(nil))
+	path = filepath.Join(dir, id+".boot")
+	return id, path, os.Rename(tmp.Name(), path)
+}
+
+// blob turns a blob table entry into what blobmgr opens.
+func (s *source) blob(e chunk.Entry, digests []blobmgr.ChunkDigest) blobmgr.Source {
+	ref := s.repo
+	ref.Digest = digest.NewDigestFromEncoded(digest.SHA256, e.ID)
+	src := blobmgr.Source{Entry: e, Store: s.store, Ref: ref, LocalTable: s.tables[e.ID], Digests: digests}
+	if e.Features&chunk.FeatureSeparate != 0 {
+		src.MetaRef = s.repo
+		src.MetaRef.Digest = digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(e.MetaBlobDigest[:]))
+		src.MetaRef.Size = e.MetaBlobSize
+	}
+	return src
+}

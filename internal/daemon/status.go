@@ -1,0 +1,78 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"os"
+	"runtime/debug"
+	"slices"
+
+	"github.com/erofsd/erofsd/internal/api"
+)
+
+// Status describes every mounted image, and those that are unmounted here but
+// still used.
+func (d *Daemon) Status(context.Context) (api.Status, error) {
+	d.reap()
+	s := d.group.Stats()
+	st := api.Status{
+		Version: Version(), PID: os.Getpid(), Root: d.o.Root, Transport: transport, Images: []api.Mount{},
+		Kernel: api.Kernel{Events: s.Events, Denied: s.Denied, InFlight: s.InFlight, Malformed: s.Malformed},
+	}
+	var shown []*mount
+	d.mu.Lock()
+	for _, m := range d.mounts {
+		if m.img != nil {
+			shown = append(shown, m)
+		}
+	}
+	for _, img := range d.images {
+		if img.refs == 0 {
+			shown = append(shown, &mount{img: img})
+		}
+	}
+	d.mu.Unlock()
+	for _, m := range shown {
+		st.Images = append(st.Images, d.describe(m))
+	}
+	slices.SortFunc(st.Images, func(a, b api.Mount) int {
+		return cmp.Or(cmp.Compare(a.Mountpoint, b.Mountpoint), cmp.Compare(a.ID, b.ID))
+	})
+	return st, nil
+}
+
+// describe shows one mount. m.img is set and open.
+func (d *Daemon) describe(m *mount) api.Mount {
+	a := api.Mount{
+		Mountpoint: m.point, ID: m.img.id, Source: m.source, Transport: transport,
+		Complete: true, Detached: m.point == "", Blobs: []api.Blob{},
+	}
+	for _, w := range m.img.watches {
+		s := w.blob.Stats()
+		b := api.Blob{
+			ID: w.id, Complete: s.Complete,
+			BytesTotal: s.Needed, BytesPresent: s.Present, BytesFetched: s.Fetched, Requests: s.Requests,
+		}
+		if e := w.last.Load(); e != nil {
+			b.LastError = *e
+		}
+		a.Blobs = append(a.Blobs, b)
+		a.Complete = a.Complete && b.Complete
+		a.BytesTotal += b.BytesTotal
+		a.BytesPresent += b.BytesPresent
+		a.BytesFetched += b.BytesFetched
+		a.BackendRequests += b.Requests
+		a.CorruptChunks += s.Corrupt
+		a.KernelEvents += w.events.Load()
+	}
+	return a
+}
+
+// Version is the version that the binary was built from.
+func Version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	return info.Main.Version
+}
