@@ -112,6 +112,18 @@ func (c *checker) devices() error {
 	return nil
 }
 
+// overlap reports whether any of the intervals [from, end) begins before the
+// previous one ends; it sorts them.
+func overlap(list [][2]int64) bool {
+	slices.SortFunc(list, func(x, y [2]int64) int { return slices.Compare(x[:], y[:]) })
+	for i := 1; i < len(list); i++ {
+		if list[i][0] < list[i-1][1] {
+			return true
+		}
+	}
+	return false
+}
+
 // safeTag reports whether s can be a file name and a cache key everywhere.
 func safeTag(s string) bool {
 	return s != "" && s[0] != '.' && s[0] != '-' && strings.IndexFunc(s, func(r rune) bool {
@@ -165,7 +177,7 @@ func (c *checker) blobTable() error {
 		id := strings.TrimRight(string(e[:idSize]), "\x00")
 		switch count := le.Uint32(e[72:]); {
 		case id != d.Tag:
-			return bad("blob %d: id %.80q, its device has the tag %s", i, id, d.Tag)
+			return bad("blob %d: id %.80q, its device has the tag %.80q", i, id, d.Tag)
 		case le.Uint32(e[64:]) != uint32(i):
 			return bad("blob %d: index %d", i, le.Uint32(e[64:]))
 		case le.Uint32(e[68:]) != c.m.rafs.ChunkSize:

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"testing"
-	"time"
 
 	"github.com/erofsd/erofsd/erofs"
 	"github.com/erofsd/erofsd/internal/testenv"
@@ -181,23 +180,5 @@ func TestChunks(t *testing.T) {
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
-	}
-}
-
-// TestCheckTime: the mount of an image has 20 ms, of which this is a part.
-func TestCheckTime(t *testing.T) {
-	image := readFixture(t, "zstd") // 2 000 files
-	best := time.Hour
-	for range 20 {
-		start := time.Now()
-		sum, err := check(image, erofs.Limits{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		best = min(best, time.Since(start)/time.Duration(sum.Entries))
-	}
-	t.Logf("%v a name", best)
-	if best > 10*time.Microsecond {
-		t.Errorf("%v for each name, want about 1 µs", best)
 	}
 }
