@@ -131,9 +131,18 @@ func rafsFlags(flags uint64) string {
 		bit  uint64
 		name string
 	}{
-		{0x1, "none"}, {0x2, "lz4_block"}, {0x40, "gzip"}, {0x80, "zstd"},
-		{0x4, "blake3"}, {0x8, "sha256"}, {0x10, "explicit ids"}, {0x20, "xattrs"},
-		{0x100, "inlined digests"}, {0x200, "tarfs"}, {0x1000000, "not encrypted"}, {0x2000000, "encrypted"},
+		{0x1, "none"},
+		{0x2, "lz4_block"},
+		{0x40, "gzip"},
+		{0x80, "zstd"},
+		{0x4, "blake3"},
+		{0x8, "sha256"},
+		{0x10, "explicit ids"},
+		{0x20, "xattrs"},
+		{0x100, "inlined digests"},
+		{0x200, "tarfs"},
+		{0x1000000, "not encrypted"},
+		{0x2000000, "encrypted"},
 	} {
 		if flags&f.bit != 0 {
 			names = append(names, f.name)
