@@ -462,6 +462,7 @@ func fixtureImage(t testing.TB, name string) []byte {
 
 // TestCheckTruncated: no part of a bootstrap passes for a whole one.
 func TestCheckTruncated(t *testing.T) {
+	t.Parallel()
 	images := map[string][]byte{"small": small().write(t), "zstd": fixtureImage(t, "zstd")}
 	for name, img := range images {
 		for n := 0; n < len(img); n++ {
@@ -481,6 +482,7 @@ func TestCheckTruncated(t *testing.T) {
 // TestCheckFlipped changes each byte of the first 8 KiB in turn. What Check still
 // accepts must mean the same as before.
 func TestCheckFlipped(t *testing.T) {
+	t.Parallel()
 	img := fixtureImage(t, "zstd")
 	want, err := describe(img)
 	if err != nil {
@@ -515,6 +517,7 @@ func TestCheckFlipped(t *testing.T) {
 // TestCheckFlippedAll changes each byte of a small image in turn: whatever Check
 // accepts can be read to its end.
 func TestCheckFlippedAll(t *testing.T) {
+	t.Parallel()
 	img := small().write(t)
 	for off := range img {
 		mask := []byte{0xff, 0x01, 0x80}[off%3]
