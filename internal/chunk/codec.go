@@ -56,9 +56,14 @@ func (d *Decoder) Close() {
 	}
 }
 
+// slack is how many bytes behind its result Decode may use.
+const slack = 64
+
 // Decode decodes unit u of t from src, Unit.CLen bytes, into dst, Unit.Len bytes,
 // as the cache file is to hold them: every chunk with a known digest is verified,
-// padding and chunks without one are zero. The error is a *CorruptError when src is
+// padding and chunks without one are zero. Up to 64 bytes behind dst, where its
+// capacity allows, are overwritten: units that lie together are decoded in
+// ascending order. The error is a *CorruptError when src is
 // not that unit; then dst is worthless.
 func (d *Decoder) Decode(t *Table, u int, dst, src []byte) error {
 	x := t.Unit(u)
@@ -150,8 +155,10 @@ func (d *Decoder) unzstd(dst, src []byte) (int, error) {
 		}
 		d.zstd = z
 	}
-	// The limit keeps the result inside dst, so it is never another array.
-	out, err := d.zstd.DecodeAll(src, dst[:0:len(dst)])
+	// The limit keeps the result inside dst's array, so it is never another one.
+	// With some bytes to spare the decoder copies in whole words, which makes it
+	// a third faster.
+	out, err := d.zstd.DecodeAll(src, dst[:0:min(cap(dst), len(dst)+slack)])
 	return len(out), err
 }
 
