@@ -90,14 +90,17 @@ func (b *Blob) fill(ctx context.Context, first, last int) error {
 // fillPart fills [first, last); miss says that this is where a read begins.
 func (b *Blob) fillPart(ctx context.Context, first, last int, miss bool) error {
 	for !b.present.all(first, last) {
-		flights, err := b.join(first, last)
+		flights, launched, err := b.join(first, last)
 		if err != nil {
 			return err
 		}
-		if miss { // after the demanded units are on their way
+		switch { // after the demanded units are on their way
+		case miss && launched:
 			b.ahead.missed(first, last)
-			miss = false
+		case miss:
+			b.ahead.passed(first, last)
 		}
+		miss = false
 		for _, f := range flights {
 			if err == nil {
 				err = b.wait(ctx, f, first, last)
@@ -112,21 +115,21 @@ func (b *Blob) fillPart(ctx context.Context, first, last int, miss bool) error {
 }
 
 // join makes the caller a waiter of a flight for every absent unit of [first, last).
-func (b *Blob) join(first, last int) ([]*flight, error) {
+// launched says that there was none yet for some of them.
+func (b *Blob) join(first, last int) (flights []*flight, launched bool, err error) {
 	b.digests.RLock()
 	defer b.digests.RUnlock()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
-		return nil, os.ErrClosed
+		return nil, false, os.ErrClosed
 	}
-	var flights []*flight
 	var absent []int
 	for u := b.present.next(first, last); u < last; u = b.present.next(u+1, last) {
 		f := b.filling[u]
 		switch {
 		case !b.table.Needed(u):
-			return nil, b.abandon(flights, fmt.Errorf("no image has a digest for chunk %d: the image that is read is not the one that was opened", b.table.Unit(u).First))
+			return nil, false, b.abandon(flights, fmt.Errorf("no image has a digest for chunk %d: the image that is read is not the one that was opened", b.table.Unit(u).First))
 		case f == nil:
 			absent = append(absent, u)
 		case !slices.Contains(flights, f):
@@ -134,13 +137,14 @@ func (b *Blob) join(first, last int) ([]*flight, error) {
 			flights = append(flights, f)
 		}
 	}
+	launched = len(absent) > 0
 	for len(absent) > 0 {
 		n := b.group(absent)
 		flights = append(flights, b.launch(absent[:n:n], demand, grant{}))
 		absent = absent[n:]
 	}
 	b.begin()
-	return flights, nil
+	return flights, launched, nil
 }
 
 // abandon undoes what join did to flights. The caller holds mu.

@@ -30,7 +30,7 @@ type Options struct {
 	// starts. Default 1 s.
 	CompletionDelay time.Duration
 	// Readahead is the first readahead window of a stream of reads, in stored
-	// bytes. Default 128 KiB; negative: none at all.
+	// bytes. Default 256 KiB; negative: none at all.
 	Readahead int64
 
 	wrap func(cacheFile) cacheFile // tests: disk errors

@@ -115,6 +115,7 @@ func (d *Daemon) open(ctx context.Context, img *image, src *source) (err error) 
 		}
 		img.watches = append(img.watches, d.hold(e.ID, b))
 	}
+	d.background.Go(func() { d.hint(img, m) })
 	return nil
 }
 
