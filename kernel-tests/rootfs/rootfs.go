@@ -28,6 +28,11 @@ const (
 	variant  = "important"
 	packages = "python3-numpy"
 	epoch    = "1790000000" // newest time stamp in the image: 2026-09-21
+	// bytecode makes Python's compiled modules again as installations have them: with
+	// SOURCE_DATE_EPOCH set they are checked by content, so that every import reads the
+	// source as well. Sources newer than the epoch get its time first, as in the tar.
+	bytecode = `find "$1/usr" -newermt @` + epoch + ` -exec touch -h -d @` + epoch + ` {} + && ` +
+		`chroot "$1" env -u SOURCE_DATE_EPOCH python3 -m compileall -q -f --invalidation-mode timestamp /usr/lib/python3 /usr/lib/python3.11`
 	// cleanup removes where this machine gets its packages from, logs with times in
 	// them, and the hardware database, which is large and of no use here.
 	cleanup = `cd "$1" && rm -rf etc/apt/sources.list etc/apt/sources.list.d/* etc/apt/apt.conf.d/99mmdebstrap ` +
@@ -54,7 +59,7 @@ func CacheDir() string {
 // processes may call it at once. It needs root, mmdebstrap, and apt's sources for
 // Debian 12 or the network.
 func Build(ctx context.Context, progress func(string)) (*Image, error) {
-	recipe := sha256.Sum256([]byte(strings.Join([]string{suite, variant, packages, epoch, cleanup, runtime.GOARCH}, "\x00")))
+	recipe := sha256.Sum256([]byte(strings.Join([]string{suite, variant, packages, epoch, bytecode, cleanup, runtime.GOARCH}, "\x00")))
 	dir := filepath.Join(CacheDir(), "rootfs-"+hex.EncodeToString(recipe[:6]))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
@@ -119,7 +124,7 @@ func debootstrap(ctx context.Context, name string, progress func(string)) error 
 	defer os.Remove(options)
 	args := []string{
 		"--mode=auto", "--format=tar", "--variant=" + variant, "--include=" + packages,
-		"--aptopt=" + options, "--customize-hook=" + cleanup, suite, name,
+		"--aptopt=" + options, "--customize-hook=" + bytecode, "--customize-hook=" + cleanup, suite, name,
 	}
 	mirrors, err := sources("/etc/apt")
 	if err != nil {
