@@ -12,7 +12,7 @@ test: # every test, those for root and the kernel included, and the fuzz targets
 	$(GO) run ./kernel-tests/testrun
 
 race: # every test with the race detector; needs a C compiler
-	CGO_ENABLED=1 $(GO) test -race ./...
+	CGO_ENABLED=1 GORACE=atexit_sleep_ms=0 $(GO) test -race ./...
 
 lint: # import rules, vet, staticcheck, gofumpt
 	$(GO) test -count=1 ./internal/lint

@@ -42,7 +42,7 @@ func run(ctx context.Context, packages string, tests bool, fuzzTime time.Duratio
 		s.note(err.Error() + "; tests that need them are skipped")
 	}
 	if tests {
-		if err := s.goTest(ctx, "", "-timeout", "15m", packages); err != nil {
+		if err := s.goTest(ctx, nil, "-timeout", "15m", packages); err != nil {
 			return err
 		}
 		if err := s.race(ctx); err != nil {
@@ -69,7 +69,9 @@ func (s *summary) race(ctx context.Context) error {
 		return nil
 	}
 	s.note("with the race detector:")
-	return s.goTest(ctx, "CGO_ENABLED=1", append([]string{"-race", "-short", "-timeout", "10m"}, racy...)...)
+	// A process with the race detector waits a second before it ends, and those that
+	// the daemon starts do so whatever GORACE says: hundreds of them are left out.
+	return s.goTest(ctx, []string{"CGO_ENABLED=1", "GORACE=atexit_sleep_ms=0"}, append([]string{"-race", "-short", "-skip", "^TestManyMounts$", "-timeout", "10m"}, racy...)...)
 }
 
 // fuzz runs every fuzz target by itself: go test takes only one at a time.
@@ -91,7 +93,7 @@ func (s *summary) fuzz(ctx context.Context, packages string, each time.Duration)
 			continue
 		}
 		for _, target := range targets {
-			if err := s.goTest(ctx, "", "-run", "^$", "-fuzz", "^"+target+"$", "-fuzztime", each.String(), fields[1]); err != nil {
+			if err := s.goTest(ctx, nil, "-run", "^$", "-fuzz", "^"+target+"$", "-fuzztime", each.String(), fields[1]); err != nil {
 				return err
 			}
 		}

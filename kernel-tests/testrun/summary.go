@@ -57,15 +57,12 @@ func (s *summary) print() {
 	fmt.Fprintf(s.w, "skipped: %s\n", strings.Join(list, "; "))
 }
 
-// goTest runs go test with one more environment variable, if any, and counts its
+// goTest runs go test with more environment variables, if any, and counts its
 // results. The error is about running it, not about tests that fail.
-func (s *summary) goTest(ctx context.Context, env string, args ...string) error {
+func (s *summary) goTest(ctx context.Context, env []string, args ...string) error {
 	cmd := exec.CommandContext(ctx, "go", append([]string{"test", "-json"}, args...)...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // go test ends its children, too
-	cmd.Env, cmd.Stderr = os.Environ(), os.Stderr
-	if env != "" {
-		cmd.Env = append(cmd.Env, env)
-	}
+	cmd.Env, cmd.Stderr = append(os.Environ(), env...), os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return err
