@@ -68,6 +68,7 @@ func TestCompletionYieldsToDemand(t *testing.T) {
 	x := makeBlob(t, 51, evenly(400, 64<<10))
 	synctest.Test(t, func(t *testing.T) {
 		s := slowLink(x)
+		s.rate /= 5 // so that there is something left to do
 		m := newManager(t, Options{Readahead: -1})
 		defer m.Close()
 		b := open(t, m, x.source(s))
