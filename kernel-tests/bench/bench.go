@@ -115,8 +115,18 @@ func (b *bench) dropBlobs() error {
 	return nil
 }
 
-// natively calls do with the native image mounted at dir and not in the page cache.
-func (b *bench) natively(do func(dir string) error) (err error) {
+// natively calls do with the native image mounted at dir, from its file, and not in the
+// page cache.
+func (b *bench) natively(do func(dir string) error) error {
+	return b.withNative(func(dir string) (func() error, error) { return harness.MountNative(dir, b.native) }, do)
+}
+
+// byLoop is natively with the mount of mount(8).
+func (b *bench) byLoop(ctx context.Context, do func(dir string) error) error {
+	return b.withNative(func(dir string) (func() error, error) { return harness.MountByLoop(ctx, dir, b.native) }, do)
+}
+
+func (b *bench) withNative(mount func(dir string) (unmount func() error, err error), do func(dir string) error) (err error) {
 	dir, err := b.dir()
 	if err != nil {
 		return err
@@ -125,7 +135,7 @@ func (b *bench) natively(do func(dir string) error) (err error) {
 	if err := harness.DropFile(b.native); err != nil {
 		return err
 	}
-	unmount, err := harness.MountNative(dir, b.native)
+	unmount, err := mount(dir)
 	if err != nil {
 		return err
 	}

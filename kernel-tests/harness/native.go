@@ -39,6 +39,17 @@ func MountNative(dir, image string, devices ...string) (unmount func() error, er
 	return func() error { return erofs.Unmount(dir, false) }, nil
 }
 
+// MountByLoop mounts an image as `mount -t erofs` does, by way of a loop device.
+func MountByLoop(ctx context.Context, dir, image string) (unmount func() error, err error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	if out, err := exec.CommandContext(ctx, "mount", "-t", "erofs", "-o", "ro,loop", image, dir).CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("mount %s: %w: %s", image, err, bytes.TrimSpace(out))
+	}
+	return func() error { return exec.Command("umount", dir).Run() }, nil
+}
+
 // MountWithoutReadahead mounts an image by way of a loop device, on which the kernel
 // does not read ahead: what becomes resident is what was touched. The function it
 // returns unmounts it.
