@@ -123,15 +123,24 @@ func TestNewDigestsInAFillingUnit(t *testing.T) {
 	s := batchSource(t)
 	var m *Manager
 	var once sync.Once
+	batch := int64(-1) // where the first one begins
 	o := quietOptions()
 	o.wrap = func(f cacheFile) cacheFile {
-		return &hookedFile{cacheFile: f, write: func(int64, int) error {
-			once.Do(func() { open(t, m, s) })
+		return &hookedFile{cacheFile: f, write: func(off int64, _ int) error {
+			if off == batch {
+				once.Do(func() { open(t, m, s) })
+			}
 			return nil
 		}}
 	}
 	m = newManager(t, o)
 	b := open(t, m, half(s))
+	for u := 0; batch < 0; u++ {
+		if x := b.table.Unit(u); x.Last-x.First > 1 {
+			batch = x.Off
+		}
+	}
+	fillAll(t, b, half(s))
 	fillAll(t, b, s)
 	verify(t, b, s)
 	closeBlob(t, b)
