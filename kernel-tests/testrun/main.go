@@ -82,6 +82,7 @@ func (s *summary) fuzz(ctx context.Context, packages string, each time.Duration)
 		return nil // the failure has been counted where they were tested
 	}
 	s.note(fmt.Sprintf("fuzzing, %s each:", each))
+	defer func() { s.label = "" }()
 	var targets []string
 	for line := range strings.Lines(string(out)) {
 		fields := strings.Fields(line)
@@ -93,6 +94,7 @@ func (s *summary) fuzz(ctx context.Context, packages string, each time.Duration)
 			continue
 		}
 		for _, target := range targets {
+			s.label = " " + target
 			if err := s.goTest(ctx, nil, "-run", "^$", "-fuzz", "^"+target+"$", "-fuzztime", each.String(), fields[1]); err != nil {
 				return err
 			}

@@ -33,6 +33,7 @@ type summary struct {
 	w                       io.Writer
 	passed, failed, skipped int
 	reasons                 map[string]int // why tests were skipped
+	label                   string         // after the names of packages
 }
 
 func newSummary(w io.Writer) *summary { return &summary{w: w, reasons: make(map[string]int)} }
@@ -137,7 +138,7 @@ func (s *summary) endTest(p *packageRun, e event) {
 // endPackage prints the line of a package. One that fails although no test of it
 // did counts as one that failed: it does not build, or left something behind.
 func (s *summary) endPackage(p *packageRun, e event, build []string) {
-	name := strings.TrimPrefix(e.Package, module)
+	name := strings.TrimPrefix(e.Package, module) + s.label
 	switch {
 	case e.Action == "fail" && p.failed == 0:
 		p.failed++
