@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 )
 
@@ -60,8 +61,12 @@ func apt(ctx context.Context, args ...string) error {
 	return nil
 }
 
-// tail returns the last lines of a command's output.
+var address = regexp.MustCompile(`\b[a-z+]+://\S+`)
+
+// tail returns the last lines of a command's output, without the addresses that
+// this machine gets its packages from.
 func tail(out []byte) []byte {
 	lines := bytes.Split(bytes.TrimSpace(out), []byte("\n"))
-	return bytes.Join(lines[max(0, len(lines)-5):], []byte("\n"))
+	last := bytes.Join(lines[max(0, len(lines)-5):], []byte("\n"))
+	return address.ReplaceAll(last, []byte("(mirror)"))
 }
