@@ -30,12 +30,11 @@ func TestModel(t *testing.T) {
 }
 
 type model struct {
-	t       *testing.T
-	x       *fixture
-	dir     string
-	lying   atomic.Bool // the store
-	full    atomic.Bool // the disk
-	crashed bool
+	t     *testing.T
+	x     *fixture
+	dir   string
+	lying atomic.Bool // the store
+	full  atomic.Bool // the disk
 }
 
 func runModel(t *testing.T, seed uint64) {

@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/urfave/cli/v3"
 
@@ -73,15 +75,18 @@ func diagnose(t transport, dir string) error {
 	return nil
 }
 
-// scratch makes a directory for probes on the file system of root, which need
-// not exist yet.
+// scratch makes a directory for probes on the file system of root. While root
+// does not exist that is where its parent lies: a diagnosis leaves nothing behind.
 func scratch(root string) (dir string, remove func(), err error) {
-	if err := os.MkdirAll(root, 0o700); err != nil {
-		return "", nil, fmt.Errorf("doctor: make %s: %w (choose another --root)", root, err)
-	}
-	dir, err = os.MkdirTemp(root, "doctor-*")
-	if err != nil {
+	if root, err = filepath.Abs(root); err != nil {
 		return "", nil, fmt.Errorf("doctor: %w", err)
+	}
+	for _, err := os.Stat(root); errors.Is(err, os.ErrNotExist); _, err = os.Stat(root) {
+		root = filepath.Dir(root)
+	}
+	dir, err = os.MkdirTemp(root, "erofsd-doctor-*")
+	if err != nil {
+		return "", nil, fmt.Errorf("doctor: %w (choose another --root)", err)
 	}
 	return dir, func() { os.RemoveAll(dir) }, nil
 }

@@ -225,24 +225,7 @@ func (s *syncBuffer) String() string {
 	return s.b.String()
 }
 
-// dropCaches makes the next reads of every file below dir go to the backing
-// files: it forgets the pages of the mount.
-func dropPages(t testing.TB, files ...string) {
-	t.Helper()
-	const dontNeed = 4 // POSIX_FADV_DONTNEED
-	for _, name := range files {
-		f, err := os.Open(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, _, e := syscall.Syscall6(syscall.SYS_FADVISE64, f.Fd(), 0, 0, dontNeed, 0, 0); e != 0 {
-			t.Fatalf("forget pages of %s: %v", name, e)
-		}
-		f.Close()
-	}
-}
-
-// errnoOf reads name as root would and returns what it got.
+// readAll returns what can be read of name, and the error that ended it.
 func readAll(name string) ([]byte, error) {
 	f, err := os.Open(name)
 	if err != nil {

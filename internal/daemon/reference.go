@@ -53,7 +53,12 @@ func (d *Daemon) resolveReference(ctx context.Context, r api.MountRequest) (*sou
 	}
 	src := &source{
 		label: r.Reference, store: reg.blobs,
-		repo: backend.Ref{Host: m.Host, Repository: m.Repository},
+		repo: backend.Ref{Host: m.Host, Repository: m.Repository}, sizes: map[string]int64{},
+	}
+	for _, l := range m.Layers {
+		if l.Digest.Validate() == nil {
+			src.sizes[l.Digest.Encoded()] = l.Size
+		}
 	}
 	if err := d.unpackBootstrap(p, src); err != nil {
 		return nil, fmt.Errorf("unpack bootstrap layer %s: %w", layer.Digest, err)

@@ -29,6 +29,7 @@ type source struct {
 	label  string            // what the user named
 	store  backend.Store     // of the blobs
 	repo   backend.Ref       // Host and Repository of the blobs
+	sizes  map[string]int64  // of stored blobs, by id, where the manifest says them
 	tables map[string][]byte // chunk tables that came with the bootstrap, by blob id
 }
 
@@ -79,7 +80,7 @@ func (d *Daemon) keepBootstrap(r io.Reader) (id, path string, err error) {
 // blob turns a blob table entry into what blobmgr opens.
 func (s *source) blob(e chunk.Entry, digests []blobmgr.ChunkDigest) blobmgr.Source {
 	ref := s.repo
-	ref.Digest = digest.NewDigestFromEncoded(digest.SHA256, e.ID)
+	ref.Digest, ref.Size = digest.NewDigestFromEncoded(digest.SHA256, e.ID), s.sizes[e.ID]
 	src := blobmgr.Source{Entry: e, Store: s.store, Ref: ref, LocalTable: s.tables[e.ID], Digests: digests}
 	if e.Features&chunk.FeatureSeparate != 0 {
 		src.MetaRef = s.repo
