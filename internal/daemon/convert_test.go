@@ -1,6 +1,9 @@
 package daemon
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"io/fs"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -8,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	goerofs "github.com/erofs/go-erofs"
 	"github.com/google/go-containerregistry/pkg/registry"
 
 	"github.com/erofsd/erofsd/backend/backendtest"
@@ -89,12 +93,56 @@ func TestConverted(t *testing.T) {
 	for name, src := range map[string]string{"directory": dir, "tar": tar} {
 		t.Run(name, func(t *testing.T) {
 			r := converted(t, src)
-			compareTree(t, tree, d.mount(t, r))
+			m := d.mount(t, r)
+			compareTree(t, tree, m)
+			goErofs(t, tree, r.Bootstrap, filepath.Join(d.root, "cache", d.image(t, m).Blobs[0].ID))
 			fsck := testenv.Tool(t, "fsck.erofs")
 			if out, err := exec.Command(fsck, append(deviceArgs(t, r), r.Bootstrap)...).CombinedOutput(); err != nil {
 				t.Errorf("fsck.erofs: %v: %s", err, out)
 			}
 		})
+	}
+}
+
+// goErofs reads every file by another implementation: metadata from the
+// bootstrap, data from the cache file.
+func goErofs(t testing.TB, tree testenv.Tree, bootstrap, cache string) {
+	t.Helper()
+	boot, err := os.Open(bootstrap)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer boot.Close()
+	data, err := os.Open(cache)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer data.Close()
+	fsys, err := goerofs.Open(boot, goerofs.WithExtraDevices(data))
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := 0
+	err = fs.WalkDir(fsys, ".", func(p string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		seen++
+		want, ok := tree[p]
+		if !ok {
+			t.Errorf("go-erofs: %s should not be there", p)
+		}
+		if want.SHA256 == "" {
+			return nil
+		}
+		content, err := fs.ReadFile(fsys, p)
+		if sum := sha256.Sum256(content); err != nil || hex.EncodeToString(sum[:]) != want.SHA256 {
+			t.Errorf("go-erofs: %s: wrong content, %v", p, err)
+		}
+		return nil
+	})
+	if err != nil || seen != len(tree) {
+		t.Errorf("go-erofs: %d paths of %d, %v", seen, len(tree), err)
 	}
 }
 

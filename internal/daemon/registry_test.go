@@ -90,6 +90,7 @@ func TestRegistryFaults(t *testing.T) {
 		"short":               {backendtest.Short(1000), 1, false},
 		"wrong range once":    {backendtest.WrongRange("bytes 5-9/10"), 1, false},
 		"whole blob for part": {backendtest.Whole, always, true},
+		"gone":                {backendtest.Reset(0), always, true},
 		"403":                 {backendtest.Status(http.StatusForbidden), always, true},
 		"404":                 {backendtest.Status(http.StatusNotFound), always, true},
 		"416":                 {backendtest.Status(http.StatusRequestedRangeNotSatisfiable), always, true},

@@ -206,6 +206,29 @@ func TestBadBlobs(t *testing.T) {
 	compareTree(t, tree, good)
 }
 
+// TestLongerBlob: bytes behind a blob's end change nothing.
+func TestLongerBlob(t *testing.T) {
+	d := startDaemon(t, daemonOptions{})
+	r := localRequest(t, "zstd")
+	appendTo(t, onlyBlob(t, r), "more")
+	compareTree(t, fixtureList(t), d.mount(t, r))
+}
+
+func appendTo(t testing.TB, name, text string) {
+	t.Helper()
+	if err := os.Chmod(name, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.WriteString(text)
+	if err := errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // onlyName is the id of the zstd fixture's blob, also when the file is gone.
 func onlyName(r api.MountRequest) string {
 	names, _ := filepath.Glob(filepath.Join(filepath.Dir(r.Bootstrap), "blobs", "*"))
