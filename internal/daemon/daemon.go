@@ -61,8 +61,9 @@ func New(o Options) (*Daemon, error) {
 	if o.FillTimeout == 0 {
 		o.FillTimeout = time.Minute
 	}
-	for _, dir := range []string{o.Root, filepath.Join(o.Root, "images"), filepath.Join(o.Root, "cache")} {
-		if err := privateDir(dir); err != nil {
+	// Only what is ours alone is closed to others: root may be a directory of the user's.
+	for _, dir := range []string{"images", "cache"} {
+		if err := privateDir(filepath.Join(o.Root, dir)); err != nil {
 			return nil, err
 		}
 	}
@@ -130,7 +131,12 @@ func (d *Daemon) Run(ctx, force context.Context, socket string) (err error) {
 	}
 	kernelDone := make(chan error, 1)
 	kctx, stopKernel := context.WithCancel(context.WithoutCancel(ctx))
-	go func() { kernelDone <- d.group.Serve(kctx) }()
+	ctx, lost := context.WithCancel(ctx)
+	defer lost()
+	go func() {
+		kernelDone <- d.group.Serve(kctx)
+		lost() // nobody answers the kernel any more: end, so that the guard does
+	}()
 	defer func() {
 		stopKernel()
 		err = errors.Join(err, <-kernelDone)
@@ -142,7 +148,9 @@ func (d *Daemon) Run(ctx, force context.Context, socket string) (err error) {
 	if err := d.serveAPI(ctx, l); err != nil {
 		return fmt.Errorf("serve API at %s: %w", socket, err)
 	}
-	orderly = d.shutdown(ctx, force)
+	if len(kernelDone) == 0 {
+		orderly = d.shutdown(ctx, force)
+	}
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -35,6 +36,18 @@ func (d *Daemon) Mount(ctx context.Context, r api.MountRequest) (api.Mount, erro
 	if err := validate(r); err != nil {
 		return api.Mount{}, api.BadRequest(err)
 	}
+	if err := d.nested(filepath.Clean(r.Mountpoint)); err != nil {
+		return api.Mount{}, err
+	}
+	// The table of mounts knows places by their real names.
+	real, err := filepath.EvalSymlinks(r.Mountpoint)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return api.Mount{}, api.NotFound(fmt.Errorf("mount point %s is missing; make the directory first", r.Mountpoint))
+	case err != nil:
+		return api.Mount{}, api.BadRequest(fmt.Errorf("mount point %s: %w", r.Mountpoint, err))
+	}
+	r.Mountpoint = real
 	m, err := d.take(r)
 	if err != nil {
 		return api.Mount{}, err
@@ -67,22 +80,37 @@ func validate(r api.MountRequest) error {
 	return nil
 }
 
-// take reserves the mount point. A place below one of our own mounts is refused
-// by its name alone: looking at it could make the daemon wait for itself.
+// nested refuses a place at or below one of our own mounts, by its name alone:
+// looking at it could make the daemon wait for itself.
+func (d *Daemon) nested(place string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.nestedLocked(place)
+}
+
+// nestedLocked is nested for callers that hold d.mu.
+func (d *Daemon) nestedLocked(place string) error {
+	for point := range d.mounts {
+		if place == point {
+			return api.Conflict(fmt.Errorf("mount point %s is busy: erofsd has mounted an image there; unmount it first", point))
+		}
+		if strings.HasPrefix(place, point+"/") {
+			return api.Conflict(fmt.Errorf("mount point %s lies inside the image mounted at %s; choose another", place, point))
+		}
+	}
+	return nil
+}
+
+// take reserves the mount point, a real path.
 func (d *Daemon) take(r api.MountRequest) (*mount, error) {
-	m := &mount{point: filepath.Clean(r.Mountpoint), source: r.Reference, busy: true}
+	m := &mount{point: r.Mountpoint, source: r.Reference, busy: true}
 	if m.source == "" {
 		m.source = r.Bootstrap
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for point := range d.mounts {
-		if m.point == point {
-			return nil, api.Conflict(fmt.Errorf("mount point %s is busy: erofsd has mounted an image there; unmount it first", point))
-		}
-		if strings.HasPrefix(m.point, point+"/") {
-			return nil, api.Conflict(fmt.Errorf("mount point %s lies inside the image mounted at %s; choose another", m.point, point))
-		}
+	if err := d.nestedLocked(m.point); err != nil {
+		return nil, err
 	}
 	d.mounts[m.point] = m
 	return m, nil
@@ -167,7 +195,7 @@ func (d *Daemon) callMount(ctx context.Context, img *image, target *os.File) err
 // (a container's overlay keeps it) is served until nobody uses it.
 func (d *Daemon) Unmount(ctx context.Context, r api.UnmountRequest) error {
 	d.reap()
-	point := filepath.Clean(r.Mountpoint)
+	point := d.place(r.Mountpoint)
 	d.mu.Lock()
 	m := d.mounts[point]
 	if m == nil || m.busy {
@@ -196,6 +224,22 @@ func (d *Daemon) Unmount(ctx context.Context, r api.UnmountRequest) error {
 	d.release(m.img)
 	d.log.Info("unmounted", "image", m.img.id, "mountpoint", point)
 	return nil
+}
+
+// place returns the key of the mount that the user calls name, perhaps by way of
+// symbolic links.
+func (d *Daemon) place(name string) string {
+	name = filepath.Clean(name)
+	d.mu.Lock()
+	_, known := d.mounts[name]
+	d.mu.Unlock()
+	if known {
+		return name
+	}
+	if real, err := filepath.EvalSymlinks(filepath.Dir(name)); err == nil {
+		return filepath.Join(real, filepath.Base(name))
+	}
+	return name
 }
 
 // reap forgets mounts that somebody else unmounted.

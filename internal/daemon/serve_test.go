@@ -284,6 +284,18 @@ func TestMountPoints(t *testing.T) {
 			}
 		})
 	}
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(filepath.Dir(m), link); err != nil {
+		t.Fatal(err)
+	}
+	d.umount(t, filepath.Join(link, filepath.Base(m)))
+	r.Mountpoint = filepath.Join(link, filepath.Base(m))
+	if got, err := d.Mount(t.Context(), r); err != nil || got.Mountpoint != m {
+		t.Errorf("by way of a symbolic link: %+v, %v", got, err)
+	}
+	if s := d.image(t, m); s.Detached {
+		t.Errorf("%+v", s)
+	}
 	if err := d.Unmount(t.Context(), api.UnmountRequest{Mountpoint: "/nowhere"}); err == nil {
 		t.Error("unmounted what was not mounted")
 	}
