@@ -33,6 +33,7 @@ var cases = []struct {
 	{"warm", warm},
 	{"page-cold", pageCold},
 	{"mounts", mounts},
+	{"images", images},
 }
 
 func main() {
@@ -40,7 +41,7 @@ func main() {
 	bin := flag.String("bin", "bin", "`directory` of erofsd and erofsctl")
 	out := flag.String("out", "build/bench.json", "`file` for the figures")
 	repeat := flag.Int("repeat", 5, "`number` of runs of each measurement; the median counts")
-	pattern := flag.String("run", ".", "run only the cases that match `regexp`: convert, cold, numpy, link, warm, page-cold, mounts")
+	pattern := flag.String("run", ".", "run only the cases that match `regexp`: convert, cold, numpy, link, warm, page-cold, mounts, images")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
