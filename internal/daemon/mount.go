@@ -40,14 +40,14 @@ func (d *Daemon) Mount(ctx context.Context, r api.MountRequest) (api.Mount, erro
 		return api.Mount{}, err
 	}
 	// The table of mounts knows places by their real names.
-	real, err := filepath.EvalSymlinks(r.Mountpoint)
+	place, err := filepath.EvalSymlinks(r.Mountpoint)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return api.Mount{}, api.NotFound(fmt.Errorf("mount point %s is missing; make the directory first", r.Mountpoint))
 	case err != nil:
 		return api.Mount{}, api.BadRequest(fmt.Errorf("mount point %s: %w", r.Mountpoint, err))
 	}
-	r.Mountpoint = real
+	r.Mountpoint = place
 	m, err := d.take(r)
 	if err != nil {
 		return api.Mount{}, err
