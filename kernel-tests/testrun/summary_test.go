@@ -46,3 +46,23 @@ func TestSummary(t *testing.T) {
 		t.Errorf("the output shows what a test that passed printed:\n%s", got)
 	}
 }
+
+func TestFuzzTimedOut(t *testing.T) {
+	const progress = "fuzz: elapsed: 0s, gathering baseline coverage: 29/29 completed, now fuzzing with 2 workers\n"
+	for name, tc := range map[string]struct {
+		test, output string
+		want         bool
+	}{
+		"end of its time":  {"FuzzEvents", progress + "--- FAIL: FuzzEvents (10.08s)\n    context deadline exceeded\n", true},
+		"a finding":        {"FuzzEvents", progress + "--- FAIL: FuzzEvents (3s)\n    wrong\n    Failing input written to testdata\n    context deadline exceeded\n", false},
+		"another error":    {"FuzzEvents", progress + "--- FAIL: FuzzEvents (3s)\n    wrong\n", false},
+		"before fuzzing":   {"FuzzEvents", "--- FAIL: FuzzEvents (3s)\n    context deadline exceeded\n", false},
+		"an ordinary test": {"TestEvents", progress + "    context deadline exceeded\n", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := fuzzTimedOut(tc.test, []string{tc.output}); got != tc.want {
+				t.Errorf("got %v", got)
+			}
+		})
+	}
+}
