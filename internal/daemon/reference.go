@@ -27,10 +27,10 @@ const (
 	annotationVersion   = "containerd.io/snapshot/nydus-fs-version"
 )
 
-// Bounds of what an image may ask us to keep in memory.
+// Bounds of what an image may ask us to hold, in bytes.
 const (
-	maxBootstrapLayer = 512 << 20 // compressed
-	maxTable          = 512 << 20 // one blob's chunk table
+	maxBootstrapLayer = 128 << 20 // compressed
+	maxTables         = 256 << 20 // chunk tables that come with the bootstrap, all together
 )
 
 // resolveReference asks the registry for the image's manifest and bootstrap layer.
@@ -119,7 +119,8 @@ func (d *Daemon) unpackBootstrap(p []byte, src *source) error {
 		r = z
 	}
 	src.tables = map[string][]byte{}
-	for t := tar.NewReader(r); ; {
+	left := int64(maxTables)
+	for t := tar.NewReader(io.LimitReader(r, maxBootstrap+maxTables)); ; {
 		h, err := t.Next()
 		if err == io.EOF {
 			break
@@ -136,8 +137,9 @@ func (d *Daemon) unpackBootstrap(p []byte, src *source) error {
 			if src.id, src.boot, err = d.keepBootstrap(t); err != nil {
 				return err
 			}
-		case isTable && h.Size <= maxTable:
-			if src.tables[id], err = io.ReadAll(io.LimitReader(t, maxTable)); err != nil {
+		case isTable && h.Size <= left: // without one it is read from the blob
+			left -= h.Size
+			if src.tables[id], err = io.ReadAll(t); err != nil {
 				return err
 			}
 		}
