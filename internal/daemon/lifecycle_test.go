@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -71,6 +72,7 @@ func TestKilledWhileReading(t *testing.T) {
 	if err := d.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	await(t, "the daemon to stop", func() bool { return stopped(t, d.cmd.Process.Pid) })
 	name := filepath.Join(m, "big", "rand-2m")
 	type result struct {
 		p   []byte
@@ -91,6 +93,22 @@ func TestKilledWhileReading(t *testing.T) {
 	case <-time.After(10 * time.Second):
 		t.Error("the reader hangs")
 	}
+}
+
+// stopped reports whether every thread of a process has been stopped by a signal.
+func stopped(t testing.TB, pid int) bool {
+	t.Helper()
+	stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	if err != nil || len(stats) == 0 {
+		t.Fatalf("no threads of process %d: %v", pid, err)
+	}
+	for _, name := range stats {
+		p, err := os.ReadFile(name)
+		if _, state, ok := strings.Cut(string(p), ") "); err != nil || !ok || !strings.HasPrefix(state, "T") {
+			return false
+		}
+	}
+	return true
 }
 
 // TestDetached: an image that was unmounted while an overlay uses it is served

@@ -47,9 +47,35 @@ func (d *Daemon) resolve(ctx context.Context, r api.MountRequest) (*source, erro
 		return nil, errors.Join(api.BadRequest(fmt.Errorf("bootstrap %s is not a regular file", r.Bootstrap)), err)
 	}
 	src := &source{label: r.Bootstrap, store: d.stores.directory(r.BlobDir)}
-	src.id, src.boot, err = d.keepBootstrap(f)
+	src.id, src.boot, err = d.openBootstrap(f)
+	if src.id == "" && err == nil {
+		src.id, src.boot, err = d.keepBootstrap(f)
+	}
 	return src, err
 }
+
+// openBootstrap returns the copy of f that an open image has; id is empty when
+// there is none. Writing one again would make every further mount wait for the disk.
+func (d *Daemon) openBootstrap(f io.ReadSeeker) (id, path string, err error) {
+	sum := sha256.New()
+	if _, err := io.Copy(sum, io.LimitReader(f, maxBootstrap)); err != nil {
+		return "", "", fmt.Errorf("read bootstrap: %w", err)
+	}
+	id = hex.EncodeToString(sum.Sum(nil))
+	d.mu.Lock()
+	_, open := d.images[id]
+	d.mu.Unlock()
+	if open {
+		return id, d.bootPath(id), nil
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return "", "", fmt.Errorf("read bootstrap: %w", err)
+	}
+	return "", "", nil
+}
+
+// bootPath is where the copy of bootstrap id lies.
+func (d *Daemon) bootPath(id string) string { return filepath.Join(d.o.Root, "images", id+".boot") }
 
 // keepBootstrap copies a bootstrap into the daemon's directory under the name
 // of its digest. An older copy is replaced: after a crash it may be torn.
@@ -73,7 +99,7 @@ func (d *Daemon) keepBootstrap(r io.Reader) (id, path string, err error) {
 		return "", "", fmt.Errorf("it is larger than %d bytes", maxBootstrap)
 	}
 	id = hex.EncodeToString(sum.Sum(nil))
-	path = filepath.Join(dir, id+".boot")
+	path = d.bootPath(id)
 	return id, path, os.Rename(tmp.Name(), path)
 }
 
