@@ -6,14 +6,27 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 )
 
-// Tool is a program and the package that it comes in.
+// Tool is a program, or the absolute path of any other file, and the package that it
+// comes in.
 type Tool struct{ Program, Package string }
+
+// present says whether the machine has the tool.
+func (t Tool) present() bool {
+	if !filepath.IsAbs(t.Program) {
+		_, err := exec.LookPath(t.Program)
+		return err == nil
+	}
+	_, err := os.Stat(t.Program)
+	return err == nil
+}
 
 // The programs that tests, demo and bench use.
 var (
@@ -23,6 +36,7 @@ var (
 	MkfsExt4   = Tool{"mkfs.ext4", "e2fsprogs"}
 	Tar        = Tool{"tar", "tar"}
 	Zstd       = Tool{"zstd", "zstd"}
+	Qemu       = Tool{"qemu-system-x86_64", "qemu-system-x86"}
 )
 
 // Ensure installs the packages of those tools that are missing, when it runs as
@@ -31,7 +45,7 @@ var (
 func Ensure(ctx context.Context, progress func(string), tools ...Tool) error {
 	var missing []string
 	for _, t := range tools {
-		if _, err := exec.LookPath(t.Program); err != nil {
+		if !t.present() {
 			missing = append(missing, t.Package)
 		}
 	}
@@ -50,6 +64,16 @@ func Ensure(ctx context.Context, progress func(string), tools ...Tool) error {
 		return fmt.Errorf("needs the Debian packages %s: %w", list, err)
 	}
 	return nil
+}
+
+// Version is that of an installed package.
+func Version(ctx context.Context, name string) (string, error) {
+	out, err := exec.CommandContext(ctx, "dpkg-query", "-W", "-f", "${db:Status-Status} ${Version}", name).Output()
+	status, version, _ := strings.Cut(string(out), " ")
+	if err != nil || status != "installed" {
+		return "", fmt.Errorf("the Debian package %s is not installed: %w", name, fs.ErrNotExist)
+	}
+	return version, nil
 }
 
 func apt(ctx context.Context, args ...string) error {

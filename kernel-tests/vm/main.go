@@ -1,0 +1,82 @@
+// Command vm runs a program, usually the tests of a package, in a virtual machine
+// with a kernel of its own:
+//
+//	go test -exec 'vm -kernel 6.12' ./cachefiles
+//	vm -kernel 6.1 ./cachefiles.test -test.v
+//	vm -kernel 6.1 sh -c 'cat /proc/filesystems'
+//
+// The machine is QEMU; this program is also the first process in it. The program sees
+// the module's folder and ../shared read-only where they are on the host, an empty
+// ext4 of 4 GiB in $EROFSD_TEST_DIR, another of 64 MiB in $EROFSD_TEST_SMALL_DIR, and
+// nothing else of the host. What it prints and its exit code are this program's.
+//
+// A kernel that complains (BUG, Oops, WARNING, a task that hangs) fails the run.
+// Guests are emulated, so times in them say nothing about the host.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+	"syscall"
+	"time"
+)
+
+// exitProblem is the exit code when something around the program went wrong.
+const exitProblem = 125
+
+func main() {
+	if os.Getpid() == 1 && os.Args[0] == initPath {
+		guestMain()
+		return
+	}
+	runtime.LockOSThread() // QEMU dies with the thread that started it
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGQUIT)
+	code, err := hostMain(ctx, os.Args[1:])
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "vm:", err)
+	}
+	os.Exit(code)
+}
+
+func hostMain(ctx context.Context, args []string) (code int, err error) {
+	flags := flag.NewFlagSet("vm", flag.ContinueOnError)
+	kernel := flags.String("kernel", "", "`row` of the guest kernel, as 6.12, or the path of a bzImage")
+	timeout := flags.Duration("timeout", 10*time.Minute, "`time` after which the guest is stopped and says where it was")
+	memory := flags.Int("memory", 2048, "`MiB` of the guest")
+	verbose := flags.Bool("log", false, "print the kernel's log always")
+	flags.Usage = func() {
+		fmt.Fprintln(flags.Output(), "usage: vm -kernel ROW [flags] [--] PROGRAM [argument...]\n\nPROGRAM is a static program of the host, or by its bare name one of the guest: sh.")
+		flags.PrintDefaults()
+	}
+	if err := flags.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return 0, nil
+		}
+		return exitProblem, nil // flags has said what is wrong
+	}
+	if flags.NArg() == 0 || *kernel == "" {
+		flags.Usage()
+		return exitProblem, errors.New("a kernel and a program are needed")
+	}
+	m := &machine{timeout: *timeout, memory: *memory, stdout: os.Stdout, stderr: os.Stderr}
+	if m.kernel, err = findKernel(ctx, *kernel); err != nil {
+		return exitProblem, err
+	}
+	if err := m.prepare(*kernel, flags.Args()); err != nil {
+		return exitProblem, err
+	}
+	o, err := m.run(ctx)
+	if ctx.Err() != nil {
+		return exitProblem, errors.New("interrupted")
+	}
+	if err != nil {
+		return exitProblem, err
+	}
+	return o.judge(os.Stderr, *verbose, *timeout), nil
+}
