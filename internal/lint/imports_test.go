@@ -47,7 +47,7 @@ var ours = map[string][]string{
 }
 
 // testOnly are the packages that only tests, each other and kernel-tests may import.
-var testOnly = []string{"backend/backendtest", "fanotify/fanotifytest", "cachefilestest", "internal/testenv", "internal/lint", "kernel-tests/"}
+var testOnly = []string{"backend/backendtest", "fanotify/fanotifytest", "cachefiles/cachefilestest", "internal/testenv", "internal/lint", "kernel-tests/"}
 
 // confined lists modules and packages that only some files may import. A place is a
 // folder, with all below it, or a file's path; * stands for any one name.
