@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -19,12 +20,12 @@ type Blob struct {
 	name  string // of the cache file
 	entry chunk.Entry
 	size  int64
-	f     *os.File
-	cache cacheFile // f
-	// ctx is the base of every fetch: a fetch outlives the waiter that began it.
-	ctx    context.Context
-	cancel context.CancelCauseFunc
-	work   sync.WaitGroup // goroutines; added to under mu while not closed
+	f     *os.File // nil with Options.Attached
+	fresh bool     // there was no NAME.meta
+	// attaching serialises what changes cache, which is f or what is attached.
+	attaching turn
+	cache     cacheFile
+	work      sync.WaitGroup // goroutines; added to while not closed, or with the name's turn
 
 	present  bitmap
 	stored   atomic.Int64 // bytes present
@@ -45,8 +46,11 @@ type Blob struct {
 	durable turn // guards metaSum and the files NAME.meta and NAME.clean
 	metaSum [32]byte
 
-	mu       sync.Mutex // guards what follows
-	suspect  bitmap     // in the cache file, but not verified
+	mu sync.Mutex // guards what follows
+	// ctx is the base of every fetch: a fetch outlives the waiter that began it.
+	ctx      context.Context
+	cancel   context.CancelCauseFunc
+	suspect  bitmap // in the cache file, but not verified
 	filling  map[int]*flight
 	needed   int64 // bytes that the images can read
 	missing  int   // units of them that are not present
@@ -55,8 +59,9 @@ type Blob struct {
 	complete bool
 	done     chan struct{} // closed when complete
 	changed  chan struct{} // closed, and made again, by nudge
-	closed   bool
-	origins  []*origin // newest first
+	closed   bool          // nothing can be filled now
+	gone     bool          // nor ever again
+	origins  []*origin     // newest first
 
 	images int // Opens not yet given back; guarded by the name's turn
 }
@@ -64,8 +69,8 @@ type Blob struct {
 // newBlob opens the cache file called file for s. The caller has the name's turn.
 func (m *Manager) newBlob(ctx context.Context, file string, s Source) (*Blob, error) {
 	b := &Blob{
-		m: m, name: file, entry: plainEntry(s.Entry), durable: newTurn(), images: 1,
-		filling: make(map[int]*flight), done: make(chan struct{}), changed: make(chan struct{}),
+		m: m, name: file, entry: plainEntry(s.Entry), durable: newTurn(), attaching: newTurn(), images: 1,
+		closed: true, filling: make(map[int]*flight), done: make(chan struct{}), changed: make(chan struct{}),
 		origins: []*origin{{store: s.Store, ref: s.Ref, turn: newTurn()}},
 	}
 	isNew, err := b.loadTable(ctx, s)
@@ -82,6 +87,7 @@ func (m *Manager) newBlob(ctx context.Context, file string, s Source) (*Blob, er
 	if _, err := learn(b.table, s.Digests); err != nil {
 		return nil, err
 	}
+	b.fresh = isNew
 	return b, b.openFiles(ctx, isNew || changed > 0)
 }
 
@@ -103,11 +109,40 @@ func (b *Blob) loadTable(ctx context.Context, s Source) (isNew bool, err error) 
 	return true, err
 }
 
-// openFiles opens the cache file and finds what is present in it.
+// openFiles opens the cache file and finds what is present in it, unless the kernel
+// will bring it.
 func (b *Blob) openFiles(ctx context.Context, writeMeta bool) error {
 	b.size = b.table.Size()
 	units := b.table.Units()
 	b.present, b.suspect = newBitmap(units), newBitmap(units)
+	b.ahead = newReadahead(b)
+	if b.m.opt.Attached {
+		b.count()
+	} else if err := b.openCache(); err != nil {
+		return err
+	}
+	var err error
+	if writeMeta {
+		err = b.writeMeta()
+	}
+	if err == nil && b.f != nil {
+		err = b.loadPresence()
+	}
+	if err != nil {
+		return errors.Join(err, b.closeFile())
+	}
+	if b.f != nil {
+		b.resume(ctx)
+		b.complete = b.missing == 0
+	}
+	if b.complete {
+		close(b.done)
+	}
+	b.m.metrics.open.Inc()
+	return nil
+}
+
+func (b *Blob) openCache() error {
 	f, err := b.m.dir.openCache(b.name, b.size)
 	if err != nil {
 		return fmt.Errorf("open cache file: %w", err)
@@ -116,35 +151,27 @@ func (b *Blob) openFiles(ctx context.Context, writeMeta bool) error {
 	if b.m.opt.wrap != nil {
 		b.cache = b.m.opt.wrap(b.cache)
 	}
-	if writeMeta {
-		err = b.writeMeta()
-	}
-	if err == nil {
-		err = b.loadPresence()
-	}
-	if err != nil {
-		f.Close()
-		return err
-	}
-	b.ctx, b.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
-	b.ahead = newReadahead(b)
-	if b.missing == 0 {
-		b.complete = true
-		close(b.done)
-	}
-	b.m.metrics.open.Inc()
 	return nil
 }
 
+func (b *Blob) closeFile() error {
+	if b.f == nil {
+		return nil
+	}
+	return b.f.Close()
+}
+
 // writeMeta writes NAME.meta after taking away a clean mark that was for another.
-// It need not be durable before the next clean mark: a torn one is noticed.
+// It need not be durable before the next clean mark, a torn one is noticed; but with
+// the kernel's own file there are no marks, and the file must not have data whose
+// digests are lost.
 func (b *Blob) writeMeta() error {
 	if err := b.removeMark(); err != nil {
 		return err
 	}
 	p := marshalMeta(b.entry, b.table)
 	b.metaSum = metaSum(p)
-	return b.m.dir.write(b.name+metaSuffix, p, false)
+	return b.m.dir.write(b.name+metaSuffix, p, b.m.opt.Attached)
 }
 
 // removeMark durably removes the clean mark if there is one.
@@ -202,7 +229,7 @@ func (b *Blob) extend(ctx context.Context, ds []ChunkDigest) error {
 	p := marshalMeta(b.entry, b.table)
 	b.digests.RUnlock()
 	b.metaSum = metaSum(p)
-	return b.m.dir.write(b.name+metaSuffix, p, false)
+	return b.m.dir.write(b.name+metaSuffix, p, b.m.opt.Attached)
 }
 
 func (b *Blob) doubtAll(ds []ChunkDigest) (int, error) {
@@ -221,7 +248,8 @@ func (b *Blob) doubtAll(ds []ChunkDigest) (int, error) {
 	return len(units), err
 }
 
-// addOrigin makes s the first place to read from.
+// addOrigin makes s the first place to read from. One too many is closed, when the
+// open that may be under way in it has ended.
 func (b *Blob) addOrigin(s Source) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -234,25 +262,28 @@ func (b *Blob) addOrigin(s Source) {
 	if len(b.origins) == maxOrigins {
 		last := b.origins[maxOrigins-1]
 		b.origins = b.origins[:maxOrigins-1]
-		b.start(func() { last.close() })
+		b.work.Go(func() { last.close() })
 	}
 	b.origins = append([]*origin{{store: s.Store, ref: s.Ref, turn: newTurn()}}, b.origins...)
 }
 
-// start runs f as one of b's goroutines. The caller holds mu.
-func (b *Blob) start(f func()) {
-	if !b.closed {
-		b.work.Go(f)
-	}
-}
-
-// File returns the cache file. It was opened for reading and writing before any
-// mark could be put on it, so that b's own writes raise no events. Only b writes to
-// it, and it is closed with b.
+// File returns the cache file; nil with Options.Attached. It was opened for reading
+// and writing before any mark could be put on it, so that b's own writes raise no
+// events. Only b writes to it, and it is closed with b.
 func (b *Blob) File() *os.File { return b.f }
 
-// Path returns the name of the cache file.
-func (b *Blob) Path() string { return b.f.Name() }
+// Path returns the name of the cache file; with Options.Attached only the kernel knows
+// one.
+func (b *Blob) Path() string { return b.m.dir.path(b.name) }
+
+// ID returns the blob's id, or that of the variant that b is. Within a domain no two
+// blobs have the same.
+func (b *Blob) ID() string {
+	if _, id, scoped := strings.Cut(b.name, ","); scoped {
+		return id
+	}
+	return b.name
+}
 
 // Size returns the size of the cache file in bytes.
 func (b *Blob) Size() int64 { return b.size }
@@ -273,19 +304,18 @@ func (b *Blob) Close() error { return b.m.release(b) }
 // close ends b. The caller has the name's turn.
 func (b *Blob) close() error {
 	b.mu.Lock()
-	b.closed = true
+	b.gone = true
 	b.mu.Unlock()
-	b.cancel(os.ErrClosed)
-	b.work.Wait()
+	b.stop(os.ErrClosed)
 	var errs []error
-	if b.dirty && b.stored.Load() > 0 {
+	if b.f != nil && b.dirty && b.stored.Load() > 0 {
 		errs = append(errs, b.writeMark())
 	}
 	for _, o := range b.origins {
 		errs = append(errs, o.close())
 	}
 	b.m.metrics.open.Dec()
-	if err := errors.Join(append(errs, b.f.Close())...); err != nil {
+	if err := errors.Join(append(errs, b.closeFile())...); err != nil {
 		return fmt.Errorf("close blob %s: %w", b.name, err)
 	}
 	return nil
@@ -294,6 +324,9 @@ func (b *Blob) close() error {
 // writeMark makes what is present durable and says so in NAME.clean. The caller has
 // the turn durable, or is the only one left.
 func (b *Blob) writeMark() error {
+	if b.f == nil { // the kernel's file needs no mark
+		return nil
+	}
 	b.mu.Lock()
 	clean := newBitmap(b.table.Units())
 	for i := range clean {

@@ -9,11 +9,14 @@
 // presence.go, which knows what is there. Then [Manager], which opens and shares
 // blobs. readahead.go and completion.go are the two that fetch unasked.
 //
-// A cache directory holds for each blob: ID, the plain bytes at their uncompressed
+// A cache directory holds for each blob: ID (after its domain and a comma, if it is in one), the plain bytes at their uncompressed
 // offsets; ID.meta, its chunk table and digests; and ID.clean, the units that were
 // verified and durable at the last orderly stop. No listed unit is written again
 // while the mark stands. What the cache file holds beyond it is suspect and is
 // verified before anybody reads it.
+//
+// With cachefiles the cache file is the kernel's: attach.go. Then there is no ID and no
+// ID.clean, and presence is what the file has.
 //
 // Units (chunk.Unit) are what is present, absent, suspect or filling. Bits are set
 // in this order: written, marked, waiters woken.

@@ -32,6 +32,9 @@ type Options struct {
 	// Readahead is the first readahead window of a stream of reads, in stored
 	// bytes. Default 256 KiB; negative: none at all.
 	Readahead int64
+	// Attached says that cache files are not made here: the kernel hands them over
+	// while it has them open, see [Blob.Attach]. Dir has the chunk tables only.
+	Attached bool
 
 	wrap func(cacheFile) cacheFile // tests: disk errors
 }
@@ -89,9 +92,9 @@ func New(o Options) (*Manager, error) {
 }
 
 // Open returns the blob that s describes; each Open is given back by one
-// Blob.Close. A blob that is open already is shared, and s.Store becomes the first of its
-// sources. When s disagrees with what is kept under the same id (a forged image
-// among several), it gets a cache file of its own.
+// Blob.Close. A blob that is open already is shared within its domain, and s.Store
+// becomes the first of its sources. When s disagrees with what is kept under the same
+// id (a forged image among several), it gets a cache file of its own.
 //
 // With a chunk table at hand (an earlier Open, s.LocalTable) the store is not
 // asked; otherwise the table is read here. An error leaves nothing behind.
@@ -101,10 +104,10 @@ func (m *Manager) Open(ctx context.Context, s Source) (*Blob, error) {
 	if _, err := chunk.ParseEntry(raw[:]); err != nil {
 		return nil, fmt.Errorf("open blob: %w", err)
 	}
-	b, err := m.open(ctx, s.Entry.ID, s)
+	b, err := m.open(ctx, s.scoped(s.Entry.ID), s)
 	if errors.Is(err, errOther) {
 		m.log.Warn("images disagree about a blob, one of them is damaged or forged; they do not share it", "blob", s.Entry.ID, "err", err)
-		b, err = m.open(ctx, variant(s), s)
+		b, err = m.open(ctx, s.scoped(variant(s)), s)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open blob %s: %w", s.Entry.ID, err)

@@ -5,6 +5,7 @@ import (
 	"math/bits"
 	"runtime"
 	"sync"
+	"unsafe"
 
 	"github.com/erofsd/erofsd/internal/chunk"
 	"golang.org/x/sync/semaphore"
@@ -20,6 +21,7 @@ const (
 	// minBuffer is the smallest buffer of the pool.
 	minBuffer  = 32 << 10
 	maxWorkers = 8
+	pageSize   = 4096
 )
 
 // A memory hands out the buffers for stored bytes and the workers that decode
@@ -139,12 +141,20 @@ func (m *memory) worker(ctx context.Context, n int64) (*worker, error) {
 			w.decoder = chunk.NewDecoder()
 		}
 		if int64(len(w.buf)) < n {
-			w.buf = make([]byte, max(n, stepLen))
+			w.buf = pages(max(n, stepLen))
 		}
 		return w, nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
+}
+
+// pages returns n bytes that begin where a page does: writes that go past the page
+// cache take nothing else (cachefiles' anonymous fd).
+func pages(n int64) []byte {
+	p := make([]byte, n+pageSize)
+	skip := -uintptr(unsafe.Pointer(&p[0])) % pageSize
+	return p[skip:][:n:n]
 }
 
 func (m *memory) done(w *worker) {

@@ -36,11 +36,7 @@ func (m bitmap) next(i, j int) int {
 func (b *Blob) loadPresence() error {
 	clean := parseClean(b.m.dir.read(b.name+cleanSuffix, 1<<10+int64(b.table.Units())), b.metaSum, b.table.Units())
 	err := b.cache.Data(b.size, func(off, end int64) {
-		u := b.table.UnitAt(off)
-		if u < b.table.Units() && b.table.Unit(u).Off < off {
-			u++
-		}
-		for ; u < b.table.Units(); u++ {
+		for u := b.within(off); u < b.table.Units(); u++ {
 			x := b.table.Unit(u)
 			if x.Off+x.Len > end {
 				break

@@ -251,6 +251,7 @@ func (b *Blob) begin() {
 		return
 	}
 	b.started = true
-	b.work.Go(func() { b.ahead.serve(b.ctx) })
-	b.work.Go(func() { b.finish(b.ctx) })
+	ctx := b.ctx
+	b.work.Go(func() { b.ahead.serve(ctx) })
+	b.work.Go(func() { b.finish(ctx) })
 }

@@ -13,6 +13,9 @@ import (
 // A Source is one image's view of a blob.
 type Source struct {
 	Entry chunk.Entry
+	// Domain is the scope in which images share the blob: letters, digits, dots, dashes
+	// and underscores. Empty is a domain of its own.
+	Domain string
 	// Store and Ref say where the blob is. Store stays in use until the blob is closed
 	// by the last image that opened it.
 	Store backend.Store
@@ -24,6 +27,15 @@ type Source struct {
 	LocalTable []byte
 	// Digests are the image's chunks of this blob. Only these can be filled.
 	Digests []ChunkDigest
+}
+
+// scoped returns the name that id has in the cache directory: ids and domains have no
+// comma.
+func (s Source) scoped(id string) string {
+	if s.Domain == "" {
+		return id
+	}
+	return s.Domain + "," + id
 }
 
 // A ChunkDigest is a row of an image's chunk table.

@@ -1,0 +1,123 @@
+package blobmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+)
+
+// An AttachedFile is a cache file that belongs to the kernel: cachefiles' anonymous
+// descriptor of an object that it has open. It can be written, not read.
+type AttachedFile interface {
+	// WriteAt gets whole pages in memory that begins where a page does.
+	io.WriterAt
+	// Data calls yield for each run of data, in order, up to size.
+	Data(size int64, yield func(off, end int64)) error
+}
+
+// Attach gives b, which is of a Manager with Options.Attached, the cache file that the
+// kernel has opened for it, and finds what is present in it: the file itself says so,
+// because nothing unverified was ever written to it, and its writes go past the page
+// cache in the order in which they were made. A file that was attached before is
+// detached.
+//
+// The digests behind earlier data are in the chunk table that is kept; see Fresh.
+func (b *Blob) Attach(ctx context.Context, f AttachedFile) error {
+	if err := b.attaching.take(ctx); err != nil {
+		return fmt.Errorf("attach cache file of blob %s: %w", b.name, err)
+	}
+	defer b.attaching.give()
+	b.stop(os.ErrClosed)
+	present := newBitmap(b.table.Units())
+	stored := int64(0)
+	err := f.Data(b.size, func(off, end int64) {
+		for u := b.within(off); u < b.table.Units(); u++ {
+			x := b.table.Unit(u)
+			if x.Off+x.Len > end {
+				break
+			}
+			present.set(u)
+			stored += x.Len
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("find data in the cache file of blob %s: %w", b.name, err)
+	}
+	b.digests.RLock()
+	defer b.digests.RUnlock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.gone {
+		return os.ErrClosed
+	}
+	for i := range present {
+		b.present[i].Store(present[i].Load())
+	}
+	b.stored.Store(stored)
+	b.count()
+	b.cache = attachedFile{f}
+	b.resume(ctx)
+	switch {
+	case b.missing == 0 && !b.complete:
+		b.complete = true
+		close(b.done)
+	case b.missing > 0 && b.complete:
+		b.complete = false
+		b.done = make(chan struct{})
+	}
+	return nil
+}
+
+// Detach ends all work on f, which the kernel is about to close, when it is the file
+// that b has. Waiters in Fill get os.ErrClosed. What is known to be present is
+// remembered for Stats only.
+func (b *Blob) Detach(f AttachedFile) {
+	b.attaching <- struct{}{} // held for bounded times only
+	defer b.attaching.give()
+	if b.cache == (attachedFile{f}) {
+		b.stop(os.ErrClosed)
+		b.cache = nil
+	}
+}
+
+// Fresh reports whether nothing was known of b when it was opened: what the kernel's
+// cache may have under its name then was verified against digests that are lost, and
+// must be removed before b is attached.
+func (b *Blob) Fresh() bool { return b.fresh }
+
+// resume lets b work. The caller holds mu.
+func (b *Blob) resume(ctx context.Context) {
+	b.ctx, b.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	b.closed, b.started = false, false
+}
+
+// stop ends all work on b and lets none begin.
+func (b *Blob) stop(why error) {
+	b.mu.Lock()
+	b.closed = true
+	cancel := b.cancel
+	b.mu.Unlock()
+	if cancel != nil {
+		cancel(why)
+	}
+	b.work.Wait()
+}
+
+// within returns the first unit that begins at off or behind it.
+func (b *Blob) within(off int64) int {
+	u := b.table.UnitAt(off)
+	if u < b.table.Units() && b.table.Unit(u).Off < off {
+		u++
+	}
+	return u
+}
+
+// An attachedFile is the cacheFile over an AttachedFile. It is durable in the order of
+// its writes, and never suspect.
+type attachedFile struct{ AttachedFile }
+
+func (attachedFile) Datasync() error { return nil }
+
+func (attachedFile) ReadAt([]byte, int64) (int, error) { return 0, errors.ErrUnsupported }
