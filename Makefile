@@ -2,13 +2,14 @@
 GO ?= go
 PREFIX ?= /usr/local
 FUZZTIME ?= 1m
+KERNEL ?= 6.1,6.12
 
-.PHONY: build test race lint fuzz bench demo install clean
+.PHONY: build test race lint fuzz kernel bench demo install clean
 
 build: # the binaries, static, into bin/
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/...
 
-test: # every test, those for root and the kernel included, and the fuzz targets for 10 s each
+test: # every test, those for root, the kernel and guest kernels included, and the fuzz targets for 10 s each
 	$(GO) run ./kernel-tests/testrun
 
 race: # every test with the race detector; needs a C compiler
@@ -18,7 +19,10 @@ lint: # import rules, vet, staticcheck, gofumpt
 	$(GO) test -count=1 ./internal/lint
 
 fuzz: # every fuzz target for FUZZTIME
-	$(GO) run ./kernel-tests/testrun -tests=false -fuzz $(FUZZTIME)
+	$(GO) run ./kernel-tests/testrun -tests=false -kernels "" -fuzz $(FUZZTIME)
+
+kernel: # the kernel tests in guests with kernels of their own, which it builds once
+	$(GO) run ./kernel-tests/testrun -tests=false -fuzz 0 -kernels "$(KERNEL)"
 
 bench: build # every figure beside its reference, also as build/bench.json
 	$(GO) run ./kernel-tests/bench
@@ -29,5 +33,5 @@ demo: build # a Python program from a lazy image, behind a slow link
 install: build
 	install -D -t $(DESTDIR)$(PREFIX)/bin bin/*
 
-clean: # the root file system and images of demo and bench stay in /var/cache/erofsd
+clean: # guest kernels, and the root file system and images of demo and bench stay in /var/cache/erofsd
 	rm -rf bin build

@@ -36,6 +36,7 @@ var (
 	MkfsExt4   = Tool{"mkfs.ext4", "e2fsprogs"}
 	Tar        = Tool{"tar", "tar"}
 	Zstd       = Tool{"zstd", "zstd"}
+	Cpio       = Tool{"cpio", "cpio"}
 	Qemu       = Tool{"qemu-system-x86_64", "qemu-system-x86"}
 )
 

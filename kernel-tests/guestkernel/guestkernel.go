@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/erofsd/erofsd/kernel-tests/debian"
 	"github.com/erofsd/erofsd/kernel-tests/rootfs"
@@ -61,7 +62,7 @@ func tools(row string) []debian.Tool {
 		{Program: "/usr/include/libelf.h", Package: "libelf-dev"},
 		{Program: "/usr/include/openssl/ssl.h", Package: "libssl-dev"},
 		{Program: "xz", Package: "xz-utils"},
-		{Program: "cpio", Package: "cpio"},
+		debian.Cpio,
 		debian.Tar,
 		debian.Zstd,
 	}
@@ -111,7 +112,7 @@ func Build(ctx context.Context, row string, progress func(string)) (*Kernel, err
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	unlock, err := lock(filepath.Join(dir, "lock"))
+	unlock, err := lock(ctx, filepath.Join(dir, "lock"))
 	if err != nil {
 		return nil, err
 	}
@@ -146,15 +147,29 @@ func key(version string, config []byte) string {
 	return hex.EncodeToString(sum[:6])
 }
 
-// lock takes the lock file name for this process.
-func lock(name string) (unlock func(), err error) {
+// lock takes the lock file name for this process. Another one that builds may hold it
+// for minutes.
+func lock(ctx context.Context, name string) (unlock func(), err error) {
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, err
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("lock %s: %w", name, err)
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if err != syscall.EWOULDBLOCK && err != syscall.EINTR {
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", name, err)
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, fmt.Errorf("wait for the lock %s: %w", name, ctx.Err())
+		case <-tick.C:
+		}
 	}
-	return func() { f.Close() }, nil
 }

@@ -1,12 +1,14 @@
 // Command testrun is make test: it installs the Debian packages that tests use,
 // runs every test, the packages full of concurrency once more with the race
-// detector, and every fuzz target for a while. It prints a line for each package,
+// detector, the kernel tests in guests with kernels of their own, and every fuzz
+// target for a while. It prints a line for each package,
 // the whole output of what failed, and at the end how many tests passed and what was
 // skipped and why.
 package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -17,6 +19,7 @@ import (
 	"time"
 
 	"github.com/erofsd/erofsd/kernel-tests/debian"
+	"github.com/erofsd/erofsd/kernel-tests/guestkernel"
 )
 
 // racy are the packages whose tests are worth another run with the race detector.
@@ -25,29 +28,40 @@ var racy = []string{"./backend/...", "./blobmgr/...", "./fanotify/...", "./conve
 func main() {
 	fuzzTime := flag.Duration("fuzz", 10*time.Second, "`time` for every fuzz target; 0: none")
 	tests := flag.Bool("tests", true, "run the tests, and the concurrent packages with the race detector, too")
+	kernels := flag.String("kernels", strings.Join(guestkernel.Rows, ","), "`rows` of the guest kernels to test with; without -tests one that cannot be built is a failure")
 	packages := flag.String("packages", "./...", "`pattern` of the packages to test")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *packages, *tests, *fuzzTime); err != nil {
+	rows := strings.FieldsFunc(*kernels, func(r rune) bool { return r == ',' || r == ' ' })
+	if err := run(ctx, *packages, rows, *tests, *fuzzTime); err != nil {
 		fmt.Fprintln(os.Stderr, "testrun:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, packages string, tests bool, fuzzTime time.Duration) error {
+func run(ctx context.Context, packages string, rows []string, tests bool, fuzzTime time.Duration) (err error) {
+	ctx, stop := context.WithCancel(ctx)
 	s := newSummary(os.Stdout)
-	err := debian.Ensure(ctx, s.note, debian.MkfsErofs, debian.FsckErofs, debian.MkfsExt4, debian.Tar, debian.Zstd, debian.Mmdebstrap)
+	err = debian.Ensure(ctx, s.note, debian.MkfsErofs, debian.FsckErofs, debian.MkfsExt4, debian.Tar, debian.Zstd, debian.Cpio, debian.Mmdebstrap)
 	if err != nil {
 		s.note(err.Error() + "; tests that need them are skipped")
 	}
+	g := buildGuests(ctx, rows, s.note)
+	defer func() {
+		stop()
+		err = errors.Join(err, g.remove())
+	}()
 	if tests {
-		if err := s.goTest(ctx, nil, "-timeout", "15m", packages); err != nil {
+		if err := s.goTest(ctx, nil, "-timeout", "15m", "-skip", machineTests, packages); err != nil {
 			return err
 		}
 		if err := s.race(ctx); err != nil {
 			return err
 		}
+	}
+	if err := s.guests(ctx, g, !tests); err != nil {
+		return err
 	}
 	if fuzzTime > 0 {
 		if err := s.fuzz(ctx, packages, fuzzTime); err != nil {
