@@ -105,7 +105,7 @@ func (r *session) open(o *object, id uint32, start time.Time) {
 		r.release(o, errRefused)
 		return
 	}
-	o.err = callOpened(ctx, found, o.file)
+	o.err = r.callOpened(ctx, found, o.file)
 	if o.err != nil {
 		r.logFailure("use an object's file: its reads will fail until it is opened again", o, o.err)
 	}
@@ -122,7 +122,7 @@ func (r *session) find(ctx context.Context, k Key) (found Object, size int64, er
 	}
 	defer func() {
 		if p := recover(); p != nil {
-			err = panicked("Open", p)
+			err = r.panicked("Open", p)
 		}
 	}()
 	found, err = r.h.Open(ctx, k)
@@ -238,7 +238,7 @@ func (r *session) release(o *object, why error) {
 		o.users.Wait()
 		var err error
 		if o.object != nil {
-			err = callClose(o.object)
+			err = r.callClose(o.object)
 		}
 		err = errors.Join(err, o.file.Close())
 		if err != nil {
@@ -249,25 +249,27 @@ func (r *session) release(o *object, why error) {
 	})
 }
 
-func callOpened(ctx context.Context, o Object, f *File) (err error) {
+func (r *session) callOpened(ctx context.Context, o Object, f *File) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = panicked("Opened", p)
+			err = r.panicked("Opened", p)
 		}
 	}()
 	return o.Opened(ctx, f)
 }
 
-func callClose(o Object) (err error) {
+func (r *session) callClose(o Object) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = panicked("Close", p)
+			err = r.panicked("Close", p)
 		}
 	}()
 	return o.Close()
 }
 
-// panicked makes an error of what recover returned.
-func panicked(where string, p any) error {
-	return fmt.Errorf("%w in %s: %v\n%s", errPanic, where, p, debug.Stack())
+// panicked logs what recover returned, with the stack, and makes an error of it.
+func (r *session) panicked(where string, p any) error {
+	err := fmt.Errorf("%w in %s: %v", errPanic, where, p)
+	r.logFailure("internal error", nil, err, "stack", string(debug.Stack()))
+	return err
 }

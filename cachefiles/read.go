@@ -154,7 +154,7 @@ func (r *session) fill(rd *read) {
 	case <-rd.o.ready:
 		err := rd.o.err
 		if err == nil {
-			err = callFill(ctx, rd.o.object, rd.off, rd.n)
+			err = r.callFill(ctx, rd.o.object, rd.off, rd.n)
 		}
 		r.answer(rd, err)
 	case <-ctx.Done():
@@ -162,10 +162,10 @@ func (r *session) fill(rd *read) {
 	}
 }
 
-func callFill(ctx context.Context, o Object, off, n int64) (err error) {
+func (r *session) callFill(ctx context.Context, o Object, off, n int64) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = panicked("Fill", p)
+			err = r.panicked("Fill", p)
 		}
 	}()
 	return o.Fill(ctx, off, n)

@@ -121,6 +121,9 @@ func TestRefusedOpen(t *testing.T) {
 			}
 			// Invariant 9: the file of a refused OPEN would keep its volume.
 			until(t, "the file is closed", func() bool { return k.OpenFiles() == 0 })
+			if err := s.stop(); err != nil {
+				t.Error(err)
+			}
 			if got, want := b.closes.Load(), strings.Contains(name, "ize"); (got == 1) != want {
 				t.Errorf("Close was called %d times", got)
 			}
