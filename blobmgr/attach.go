@@ -29,7 +29,11 @@ func (b *Blob) Attach(ctx context.Context, f AttachedFile) error {
 		return fmt.Errorf("attach cache file of blob %s: %w", b.name, err)
 	}
 	defer b.attaching.give()
+	if b.cache == (attachedFile{f}) {
+		return nil
+	}
 	b.stop(os.ErrClosed)
+	b.cache = nil
 	present := newBitmap(b.table.Units())
 	stored := int64(0)
 	err := f.Data(b.size, func(off, end int64) {

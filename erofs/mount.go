@@ -1,6 +1,7 @@
 package erofs
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -17,7 +18,11 @@ const maxMountValue = 255
 type MountOptions struct {
 	Source  string   // the image, a regular file
 	Devices []string // one for each slot of the device table, in that order
-	Target  string   // a directory
+	// FSID makes it a mount over fscache (Linux 5.19 to 7.1): the image is the object
+	// of this name in the volume of Domain, or its own; Devices are names of further
+	// objects there; and Source is only what the table of mounts shows.
+	FSID, Domain string
+	Target       string // a directory
 	// TargetFD is the directory when Target is empty: an open descriptor, with
 	// O_PATH or without.
 	TargetFD int
@@ -69,9 +74,9 @@ func (o MountOptions) target() string {
 // detachedMount makes the mount and returns its descriptor. It is nowhere in the
 // file tree yet and goes away with the descriptor.
 func detachedMount(o MountOptions) (fd int, err error) {
-	for _, v := range append([]string{o.Source}, o.Devices...) {
+	for _, v := range append([]string{o.Source, cmp.Or(o.FSID, "-"), cmp.Or(o.Domain, "-")}, o.Devices...) {
 		if v == "" || len(v) > maxMountValue || strings.ContainsRune(v, 0) {
-			return -1, fmt.Errorf("path %.300q has %d bytes, the kernel takes 1 to %d: use a shorter directory", v, len(v), maxMountValue)
+			return -1, fmt.Errorf("%.300q has %d bytes, the kernel takes 1 to %d: use a shorter path or name", v, len(v), maxMountValue)
 		}
 	}
 	ctx, err := unix.Fsopen("erofs", unix.FSOPEN_CLOEXEC)
@@ -87,6 +92,14 @@ func detachedMount(o MountOptions) (fd int, err error) {
 	}
 	if err := step("set source", unix.FsconfigSetString(ctx, "source", o.Source)); err != nil {
 		return -1, err
+	}
+	for _, v := range []struct{ key, value string }{{"fsid", o.FSID}, {"domain_id", o.Domain}} {
+		if v.value == "" {
+			continue
+		}
+		if err := step("set "+v.key, unix.FsconfigSetString(ctx, v.key, v.value)); err != nil {
+			return -1, err
+		}
 	}
 	for i, d := range o.Devices {
 		if err := step(fmt.Sprintf("set device %d to %s", i, d), unix.FsconfigSetString(ctx, "device", d)); err != nil {
@@ -108,6 +121,28 @@ func detachedMount(o MountOptions) (fd int, err error) {
 	}
 	fd, err = unix.Fsmount(ctx, unix.FSMOUNT_CLOEXEC, attr)
 	return fd, step("make the mount", err)
+}
+
+// Clone mounts the EROFS that is mounted at point, with the device number dev
+// ("major:minor", as the table of mounts has it), once more at the directory targetFD.
+// Anything else that is found at point is an error.
+func Clone(point, dev string, targetFD int) (err error) {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, point, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
+	if err != nil {
+		return fmt.Errorf("clone the mount at %s: %w", point, err)
+	}
+	defer func() { err = errors.Join(err, unix.Close(fd)) }()
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fmt.Errorf("clone the mount at %s: %w", point, err)
+	}
+	if have := fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)); have != dev {
+		return fmt.Errorf("clone the mount at %s: device %s is there, not %s: something else was mounted", point, have, dev)
+	}
+	if err := unix.MoveMount(fd, "", targetFD, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
+		return fmt.Errorf("clone the mount at %s: attach it: %w", point, err)
+	}
+	return nil
 }
 
 // mountHint says what helps against an error of the first call.

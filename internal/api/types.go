@@ -16,6 +16,11 @@ type MountRequest struct {
 	Reference string `json:"reference,omitempty"`  // host/repository:tag or host/repository@digest
 	PlainHTTP bool   `json:"plain_http,omitempty"` // talk HTTP, not HTTPS, to the registry
 	CAFile    string `json:"ca_file,omitempty"`    // PEM file with the registry's certificate authority
+
+	// DomainID is the scope in which images share their blobs; empty is the default
+	// one. Letters, digits, dots, dashes and underscores, at most 128.
+	DomainID string `json:"domain_id,omitempty"`
+	Pinned   bool   `json:"pinned,omitempty"` // a full cache keeps the image
 }
 
 // An UnmountRequest names a mount by its place.
@@ -26,9 +31,10 @@ type UnmountRequest struct {
 // A Mount is one mounted image as [Status] shows it. All sizes are bytes.
 type Mount struct {
 	Mountpoint string `json:"mountpoint"`
-	ID         string `json:"id"`                 // sha256 of the bootstrap
+	ID         string `json:"id"` // sha256 of the bootstrap
+	DomainID   string `json:"domain_id,omitempty"`
 	Source     string `json:"source"`             // reference or bootstrap path
-	Transport  string `json:"transport"`          // "fanotify"
+	Transport  string `json:"transport"`          // "fanotify" or "cachefiles"
 	Complete   bool   `json:"complete"`           // needs no daemon and no backend any more
 	Detached   bool   `json:"detached,omitempty"` // unmounted here, but still used (by a container, say)
 

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,17 +17,47 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/erofsd/erofsd/blobmgr"
+	"github.com/erofsd/erofsd/cachefiles"
 	"github.com/erofsd/erofsd/fanotify"
 	"github.com/erofsd/erofsd/internal/api"
 )
 
 // Options configures a Daemon. Only Root is required.
 type Options struct {
-	Root         string        // directory of caches and metadata; made with mode 0700
+	Root         string        // directory of metadata and, for fanotify, caches; made with mode 0700
 	Logger       *slog.Logger  // nil: discard
 	NoCompletion bool          // do not fetch the rest of an image after its first reads
-	FillTimeout  time.Duration // a kernel request is denied after this long; default 60 s
+	FillTimeout  time.Duration // a kernel request fails after this long; default 60 s
+	Transport    string        // Auto (default), Fanotify or Cachefiles
+
+	// For cachefiles:
+	Fscache     string   // the kernel's cache directory; default Root/fscache
+	FscacheTag  string   // its tag; default erofsd. Mounts of a dead daemon need the same again
+	FillThreads int      // reads that wait for data at a time; default 1024
+	Device      *os.File // /dev/cachefiles as an earlier daemon left it, bound to Fscache
+	// Handover leaves images mounted at the end, for a later daemon that gets Device:
+	// somebody else holds it meanwhile.
+	Handover bool
+
+	// High is how many bytes the cache may take before images that are not mounted go,
+	// the least recently used first, until it takes Low. 0: there is no limit. Low
+	// defaults to nine tenths of High.
+	High, Low int64
+
+	Kernel FakeKernel // for tests
 }
+
+// A FakeKernel stands in for the real one: a device or a group, and who mounts.
+type FakeKernel struct {
+	Device    *cachefiles.Device // bound
+	Inherited bool               // an earlier daemon had it
+	Group     *fanotify.Group
+	Mounter   Mounter
+}
+
+func (o Options) defaultCacheDir() string { return filepath.Join(o.Root, "fscache") }
+
+func (o Options) cacheDir() string { return cmp.Or(o.Fscache, o.defaultCacheDir()) }
 
 // A Daemon serves images. New makes one that can mount at once; Run answers
 // the kernel and the API until it is told to stop.
@@ -34,17 +65,17 @@ type Daemon struct {
 	o       Options
 	log     *slog.Logger
 	blobs   *blobmgr.Manager
-	group   *fanotify.Group // the kernel's fd: the only one, kept here so that a keeper can hold it
+	kernel  transport
+	mounter Mounter
 	lock    *os.File
-	guard   *guard
 	metrics *prometheus.Registry
 	stores  *stores
 
 	// mu guards the tables below and the fields of their entries that say so.
 	mu      sync.Mutex
-	images  map[string]*image // by id
+	images  map[imageKey]*image
 	mounts  map[string]*mount // by mount point
-	watches map[*blobmgr.Blob]*watch
+	devices map[*blobmgr.Blob]*device
 
 	background sync.WaitGroup  // goroutines that outlive a request
 	ctx        context.Context // ends them: the daemon's own, not a request's
@@ -61,22 +92,25 @@ func New(o Options) (*Daemon, error) {
 	if o.FillTimeout == 0 {
 		o.FillTimeout = time.Minute
 	}
+	if o.High > 0 && o.Low == 0 {
+		o.Low = o.High / 10 * 9
+	}
 	// Only what is ours alone is closed to others: root may be a directory of the user's.
 	for _, dir := range []string{"images", "cache"} {
 		if err := privateDir(filepath.Join(o.Root, dir)); err != nil {
 			return nil, err
 		}
 	}
-	if err := fanotify.Supported(filepath.Join(o.Root, "cache")); err != nil {
-		return nil, fmt.Errorf("serve images from %s: %w (run erofsctl doctor)", o.Root, err)
-	}
 	lock, err := lockRoot(o.Root)
 	if err != nil {
 		return nil, err
 	}
 	d := &Daemon{
-		o: o, lock: lock, log: o.Logger, metrics: prometheus.NewRegistry(),
-		images: map[string]*image{}, mounts: map[string]*mount{}, watches: map[*blobmgr.Blob]*watch{},
+		o: o, lock: lock, log: o.Logger, metrics: prometheus.NewRegistry(), mounter: o.Kernel.Mounter,
+		images: map[imageKey]*image{}, mounts: map[string]*mount{}, devices: map[*blobmgr.Blob]*device{},
+	}
+	if d.mounter == nil {
+		d.mounter = helperMounter{}
 	}
 	d.stores = newStores(d.log, d.metrics)
 	if err := d.start(); err != nil {
@@ -85,22 +119,26 @@ func New(o Options) (*Daemon, error) {
 	return d, nil
 }
 
-// start opens the cache and the kernel's fd, and starts the guard.
-func (d *Daemon) start() (err error) {
-	cache := filepath.Join(d.o.Root, "cache")
+// start opens the cache and meets the kernel.
+func (d *Daemon) start() error {
+	name, err := pick(d.o)
+	if err != nil {
+		return fmt.Errorf("serve images from %s: %w (run erofsctl doctor)", d.o.Root, err)
+	}
 	d.blobs, err = blobmgr.New(blobmgr.Options{
-		Dir: cache, Logger: d.log, Registerer: d.metrics, NoCompletion: d.o.NoCompletion,
+		Dir: filepath.Join(d.o.Root, "cache"), Logger: d.log, Registerer: d.metrics, NoCompletion: d.o.NoCompletion,
+		Attached: name == Cachefiles,
 	})
 	if err != nil {
 		return fmt.Errorf("open cache: %w", err)
 	}
-	d.group, err = fanotify.NewGroup(fanotify.Options{Logger: d.log, Deadline: d.o.FillTimeout})
-	if err != nil {
-		return errors.Join(fmt.Errorf("open fanotify group: %w", err), d.blobs.Close())
+	if name == Cachefiles {
+		d.kernel, err = startCachefiles(d)
+	} else {
+		d.kernel, err = startFanotify(d)
 	}
-	d.guard, err = startGuard(d.group.File(), d.lock, cache)
 	if err != nil {
-		return errors.Join(err, d.group.Close(), d.blobs.Close())
+		return errors.Join(err, d.blobs.Close())
 	}
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	return nil
@@ -129,22 +167,22 @@ func (d *Daemon) Run(ctx, force context.Context, socket string) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := d.kernel.adopt(ctx); err != nil {
+		return errors.Join(fmt.Errorf("go on with mounts of an earlier daemon: %w", err), l.Close())
+	}
 	kernelDone := make(chan error, 1)
 	kctx, stopKernel := context.WithCancel(context.WithoutCancel(ctx))
 	ctx, lost := context.WithCancel(ctx)
 	defer lost()
 	go func() {
-		kernelDone <- d.group.Serve(kctx)
+		kernelDone <- d.kernel.serve(kctx)
 		lost() // nobody answers the kernel any more: end, so that the guard does
 	}()
 	defer func() {
 		stopKernel()
 		err = errors.Join(err, <-kernelDone)
 	}()
-	if err := d.adopt(ctx); err != nil {
-		return errors.Join(fmt.Errorf("look for mounts of an earlier daemon: %w", err), l.Close())
-	}
-	d.log.Info("serving", "root", d.o.Root, "socket", socket, "transport", transport)
+	d.log.Info("serving", "root", d.o.Root, "socket", socket, "transport", d.kernel.name())
 	if err := d.serveAPI(ctx, l); err != nil {
 		return fmt.Errorf("serve API at %s: %w", socket, err)
 	}
@@ -175,16 +213,12 @@ func (d *Daemon) serveAPI(ctx context.Context, l net.Listener) error {
 	return nil
 }
 
-// close ends what start started. Unless the end is orderly the guard stays and
-// answers EIO for what is still in use.
+// close ends what start started. An end is orderly when the kernel needs nobody any
+// more.
 func (d *Daemon) close(orderly bool) error {
 	d.cancel()
 	d.background.Wait()
-	errs := []error{d.blobs.Close(), d.stores.close()}
-	if orderly {
-		errs = append(errs, d.guard.dismiss())
-	}
-	return errors.Join(append(errs, d.group.Close(), d.lock.Close())...)
+	return errors.Join(d.blobs.Close(), d.stores.close(), d.kernel.close(orderly), d.lock.Close())
 }
 
 // listen opens the API's socket, for root only. A socket that nobody answers at is

@@ -22,8 +22,8 @@ const helperName = "erofsd-mount"
 
 // Descriptors of the helper, after standard input, output and error.
 const (
-	helperBootFD   = 3
-	helperTargetFD = 4
+	helperTargetFD = 3
+	helperBootFD   = 4
 	helperDeviceFD = 5 // and on, one per device slot
 )
 
@@ -37,8 +37,7 @@ type helperResult struct {
 // main calls [Helper] then and nothing else.
 func IsHelper(args []string) bool { return len(args) > 0 && args[0] == helperName }
 
-// Helper runs the helper process: `mount DEVICES BOOTSTRAP` or `unmount PATH`. It prints a
-// helperResult and returns the exit code.
+// Helper runs the helper process. It prints a helperResult and returns the exit code.
 func Helper(args []string, out io.Writer) int {
 	var res helperResult
 	if err := helperRun(args[1:]); err != nil {
@@ -52,17 +51,29 @@ func Helper(args []string, out io.Writer) int {
 }
 
 func helperRun(args []string) error {
+	if len(args) < 2 {
+		return fmt.Errorf("%s: want an operation and its arguments", helperName)
+	}
+	operation, args := args[0], args[1:]
 	switch {
-	case len(args) == 3 && args[0] == "mount":
+	case operation == "mount-files" && len(args) == 2: // BOOTSTRAP DEVICES
 		n, err := strconv.Atoi(args[1])
 		if err != nil {
 			return fmt.Errorf("%s: number of devices: %w", helperName, err)
 		}
-		return helperMount(n, args[2])
-	case len(args) == 2 && args[0] == "unmount":
-		return erofs.Unmount(args[1], false)
+		return helperMount(n, args[0])
+	case operation == "mount-fscache" && len(args) >= 3: // BOOTSTRAP FSID DOMAIN COOKIE...
+		return erofs.Mount(erofs.MountOptions{
+			Source: args[0], FSID: args[1], Domain: args[2], Devices: args[3:], TargetFD: helperTargetFD,
+		})
+	case operation == "clone" && len(args) == 2: // PATH MAJOR:MINOR
+		return erofs.Clone(args[0], args[1], helperTargetFD)
+	case operation == "unmount" && len(args) == 1: // PATH
+		return erofs.Unmount(args[0], false)
+	case operation == "detach" && len(args) == 1: // PATH
+		return erofs.Unmount(args[0], true)
 	default:
-		return fmt.Errorf("%s: unknown operation %q", helperName, args)
+		return fmt.Errorf("%s: unknown operation %s %q", helperName, operation, args)
 	}
 }
 

@@ -14,7 +14,7 @@ var errClosed = errors.New("image was closed")
 // hint tells the blobs of img which files they hold, so that the readahead knows
 // what lies around a read. It runs beside the first reads: nothing depends on it.
 func (d *Daemon) hint(img *image, m *erofs.Image) {
-	files := make([][]blobmgr.File, len(img.watches))
+	files := make([][]blobmgr.File, len(img.devices))
 	dirs := map[string]int{}
 	err := m.Walk(func(name string, n erofs.Inode) error {
 		if img.isClosed() {
@@ -34,12 +34,12 @@ func (d *Daemon) hint(img *image, m *erofs.Image) {
 	})
 	if err != nil {
 		if !img.isClosed() {
-			d.log.Warn("no hints for the readahead", "image", img.id, "err", err)
+			d.log.Warn("no hints for the readahead", "image", img.key.id, "err", err)
 		}
 		return
 	}
-	for i, w := range img.watches {
-		w.blob.Hint(files[i])
+	for i, v := range img.devices {
+		v.blob.Hint(files[i])
 	}
 }
 

@@ -15,11 +15,11 @@ import (
 // An image is an admitted bootstrap with its blobs open. Mounts of the same
 // bootstrap share it.
 type image struct {
-	id      string        // sha256 of the bootstrap, hex
+	key     imageKey
 	ready   chan struct{} // closed when the fields below are set
 	err     error         // of opening; the image is then gone from the table
 	boot    *os.File      // private copy, complete, read-only
-	watches []*watch      // one per device slot, in slot order
+	devices []*device     // one per device slot, in slot order
 	closed  chan struct{} // closed when the image is
 
 	refs int // mounts; guarded by Daemon.mu
@@ -29,7 +29,7 @@ type image struct {
 // release gives it back.
 func (d *Daemon) acquire(ctx context.Context, src *source) (*image, error) {
 	for {
-		img, first := d.lookup(src.id)
+		img, first := d.lookup(src.key)
 		if first {
 			d.admit(ctx, img, src)
 		}
@@ -46,16 +46,16 @@ func (d *Daemon) acquire(ctx context.Context, src *source) (*image, error) {
 	}
 }
 
-// lookup finds or adds the image id and takes a reference; first says that the
+// lookup finds or adds the image of key and takes a reference; first says that the
 // caller has to admit it.
-func (d *Daemon) lookup(id string) (img *image, first bool) {
+func (d *Daemon) lookup(key imageKey) (img *image, first bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	img = d.images[id]
+	img = d.images[key]
 	if img == nil {
 		first = true
-		img = &image{id: id, ready: make(chan struct{}), closed: make(chan struct{})}
-		d.images[id] = img
+		img = &image{key: key, ready: make(chan struct{}), closed: make(chan struct{})}
+		d.images[key] = img
 	}
 	img.refs++
 	return img, first
@@ -66,12 +66,12 @@ func (d *Daemon) admit(ctx context.Context, img *image, src *source) {
 	defer close(img.ready)
 	if img.err = d.open(ctx, img, src); img.err != nil {
 		d.mu.Lock()
-		delete(d.images, img.id)
+		delete(d.images, img.key)
 		d.mu.Unlock()
 		return
 	}
-	for _, w := range img.watches {
-		d.background.Go(func() { d.awaitDone(img, w) })
+	for _, v := range img.devices {
+		d.background.Go(func() { d.awaitDone(img, v) })
 	}
 }
 
@@ -113,7 +113,13 @@ func (d *Daemon) open(ctx context.Context, img *image, src *source) (err error) 
 		if err != nil {
 			return fmt.Errorf("open blob %s of %s: %w", e.ID, src.label, err)
 		}
-		img.watches = append(img.watches, d.hold(e.ID, b))
+		img.devices = append(img.devices, d.hold(e.ID, b))
+	}
+	if err := d.kernel.add(ctx, img); err != nil {
+		return fmt.Errorf("open image %s: %w", src.label, err)
+	}
+	if err := d.writeRecord(img, src); err != nil {
+		return err
 	}
 	d.background.Go(func() { d.hint(img, m) })
 	return nil
@@ -133,18 +139,18 @@ func digestsByBlob(m *erofs.Image) (map[uint32][]blobmgr.ChunkDigest, error) {
 
 // awaitDone removes w's mark when its blob is complete, as often as that
 // happens: another image may ask for more of it later.
-func (d *Daemon) awaitDone(img *image, w *watch) {
+func (d *Daemon) awaitDone(img *image, v *device) {
 	for {
-		done := w.blob.Done()
+		done := v.blob.Done()
 		select {
 		case <-img.closed:
 			return
 		case <-d.ctx.Done():
 			return
 		case <-done:
-			d.settle(w)
+			d.kernel.completed(v)
 		}
-		if w.blob.Done() == done { // nothing was added meanwhile
+		if v.blob.Done() == done { // nothing was added meanwhile
 			return
 		}
 	}
@@ -162,22 +168,23 @@ func (d *Daemon) release(img *image) {
 	}
 }
 
-// lingerEvery is how often a detached image's files are looked at.
+// lingerEvery is how often a detached image is looked at.
 const lingerEvery = time.Second
 
-// linger waits until nobody uses img's files, or it is mounted again.
+// linger waits until nobody uses img's files, or it is mounted again. The kernel lets
+// go of some things a little after the unmount.
 func (d *Daemon) linger(img *image) {
-	d.log.Info("image is unmounted here but still used elsewhere; it is served on", "image", img.id)
-	t := time.NewTicker(lingerEvery)
-	defer t.Stop()
-	for {
+	for pause := time.Millisecond; ; pause = min(2*pause, lingerEvery) {
 		select {
 		case <-d.ctx.Done():
 			return
-		case <-t.C:
-			if d.closeIfIdle(img) {
-				return
-			}
+		case <-time.After(pause):
+		}
+		if d.closeIfIdle(img) {
+			return
+		}
+		if pause < lingerEvery && 2*pause >= lingerEvery {
+			d.log.Info("image is unmounted here but still used elsewhere; it is served on", "image", img.key.id)
 		}
 	}
 }
@@ -187,44 +194,30 @@ func (d *Daemon) linger(img *image) {
 // left to do: img is closed already, or mounted again.
 func (d *Daemon) closeIfIdle(img *image) bool {
 	d.mu.Lock()
-	if img.refs > 0 || d.images[img.id] != img {
+	if img.refs > 0 || d.images[img.key] != img {
 		d.mu.Unlock()
 		return true
 	}
-	for _, w := range img.watches {
-		if d.neededByKernel(w) {
-			d.mu.Unlock()
-			return false
-		}
-	}
-	delete(d.images, img.id)
-	d.mu.Unlock()
-	if err := d.closeImage(img); err != nil {
-		d.log.Warn("close image", "image", img.id, "err", err)
-	}
-	return true
-}
-
-// neededByKernel says whether w's file is incomplete and still open in the
-// kernel, with no other image that would keep it watched. d.mu is held; a
-// lease is asked for without waiting.
-func (d *Daemon) neededByKernel(w *watch) bool {
-	if w.images > 1 || w.blob.Stats().Complete {
+	if d.kernel.busy(img) {
+		d.mu.Unlock()
 		return false
 	}
-	busy, err := inUse(w.blob.File())
-	if err != nil {
-		d.log.Warn("ask whether a cache file is in use", "err", err)
+	delete(d.images, img.key)
+	d.mu.Unlock()
+	if err := d.closeImage(img); err != nil {
+		d.log.Warn("close image", "image", img.key.id, "err", err)
 	}
-	return busy
+	d.used(img.key)
+	return true
 }
 
 // closeImage closes what open opened.
 func (d *Daemon) closeImage(img *image) error {
 	close(img.closed)
+	d.kernel.remove(img)
 	errs := []error{img.boot.Close()}
-	for _, w := range img.watches {
-		errs = append(errs, d.drop(w), w.blob.Close())
+	for _, v := range img.devices {
+		errs = append(errs, d.drop(v))
 	}
 	return errors.Join(errs...)
 }

@@ -7,18 +7,16 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/moby/sys/mountinfo"
 
+	"github.com/erofsd/erofsd/cachefiles"
 	"github.com/erofsd/erofsd/internal/api"
 )
-
-// transport is the one that this daemon serves.
-const transport = "fanotify"
 
 // A mount is one place where an image is mounted. It is in the table from the
 // moment that its place is taken.
@@ -40,6 +38,9 @@ func (d *Daemon) Mount(ctx context.Context, r api.MountRequest) (api.Mount, erro
 		return api.Mount{}, err
 	}
 	// The table of mounts knows places by their real names.
+	if r.DomainID == defaultDomain {
+		r.DomainID = ""
+	}
 	place, err := filepath.EvalSymlinks(r.Mountpoint)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -62,9 +63,13 @@ func (d *Daemon) Mount(ctx context.Context, r api.MountRequest) (api.Mount, erro
 	d.mu.Lock()
 	m.img, m.busy = img, false
 	d.mu.Unlock()
-	d.log.Info("mounted", "image", img.id, "mountpoint", m.point)
+	d.log.Info("mounted", "image", img.key.id, "mountpoint", m.point)
 	return d.describe(m), nil
 }
+
+// maxDomain bounds a domain_id, in bytes: it is a part of the names of cache files,
+// beside a blob's id and suffixes. The kernel takes 248.
+const maxDomain = 128
 
 func validate(r api.MountRequest) error {
 	switch {
@@ -76,8 +81,12 @@ func validate(r api.MountRequest) error {
 		return fmt.Errorf("bootstrap %q: want an absolute path", r.Bootstrap)
 	case r.BlobDir != "" && !filepath.IsAbs(r.BlobDir):
 		return fmt.Errorf("blob directory %q: want an absolute path", r.BlobDir)
+	case r.DomainID == "":
+		return nil
+	case len(r.DomainID) > maxDomain:
+		return fmt.Errorf("domain_id has %d bytes, at most %d are allowed", len(r.DomainID), maxDomain)
 	}
-	return nil
+	return cachefiles.ValidateID(r.DomainID)
 }
 
 // nested refuses a place at or below one of our own mounts, by its name alone:
@@ -131,13 +140,7 @@ func (d *Daemon) mount(ctx context.Context, m *mount, r api.MountRequest) (*imag
 	if err != nil {
 		return nil, err
 	}
-	if err := d.pin(img.watches); err != nil {
-		d.release(img)
-		return nil, fmt.Errorf("mark cache files: %w", err)
-	}
-	err = d.callMount(ctx, img, target)
-	d.unpin(img.watches)
-	if err != nil {
+	if err := d.attach(ctx, img, target); err != nil {
 		d.release(img)
 		return nil, err
 	}
@@ -181,14 +184,49 @@ func mountedAt(point string) (string, error) {
 	return infos[len(infos)-1].FSType, nil
 }
 
-// callMount mounts img at target in the helper process, from the descriptors
-// that we hold: no path can be exchanged on the way, and none is too long.
-func (d *Daemon) callMount(ctx context.Context, img *image, target *os.File) error {
-	files := []*os.File{img.boot, target}
-	for _, w := range img.watches {
-		files = append(files, w.blob.File())
+// attach mounts img at target: as a further mount of the same file system where there
+// is one, which then has one page cache, else anew.
+func (d *Daemon) attach(ctx context.Context, img *image, target *os.File) error {
+	if m := d.mountOf(img); m != nil {
+		err := d.mounter.Mount(ctx, MountSpec{Target: target, Clone: m})
+		if err == nil {
+			return nil
+		}
+		d.log.Debug("clone a mount", "mountpoint", m.Point, "err", err) // it may be gone by now
 	}
-	return runHelper(ctx, files, "mount", strconv.Itoa(len(img.watches)), img.boot.Name())
+	return d.kernel.mount(ctx, img, MountSpec{Target: target})
+}
+
+// mountOf returns a mount of img, nil if there is none.
+func (d *Daemon) mountOf(img *image) *Mounted {
+	d.mu.Lock()
+	var points []string
+	for point, m := range d.mounts {
+		if m.img == img && !m.busy {
+			points = append(points, point)
+		}
+	}
+	d.mu.Unlock()
+	if len(points) == 0 {
+		return nil
+	}
+	own, err := d.ownMounts()
+	if err != nil {
+		return nil // a fresh mount says what is wrong
+	}
+	for _, o := range own {
+		if o.key == img.key && slices.Contains(points, o.Point) {
+			return &o.Mounted
+		}
+	}
+	return nil
+}
+
+// keep adds a mount that exists to the table.
+func (d *Daemon) keep(m *mount) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.mounts[m.point] = m
 }
 
 // Unmount unmounts the image at a mount point. An image that is used elsewhere
@@ -208,7 +246,7 @@ func (d *Daemon) Unmount(ctx context.Context, r api.UnmountRequest) error {
 	m.busy = true
 	d.mu.Unlock()
 
-	err := runHelper(ctx, nil, "unmount", point)
+	err := d.mounter.Unmount(ctx, point, false)
 	d.mu.Lock()
 	m.busy = false
 	if err == nil {
@@ -222,7 +260,7 @@ func (d *Daemon) Unmount(ctx context.Context, r api.UnmountRequest) error {
 		return fmt.Errorf("unmount %s: %w", point, err)
 	}
 	d.release(m.img)
-	d.log.Info("unmounted", "image", m.img.id, "mountpoint", point)
+	d.log.Info("unmounted", "image", m.img.key.id, "mountpoint", point)
 	return nil
 }
 
@@ -245,13 +283,13 @@ func (d *Daemon) place(name string) string {
 // reap forgets mounts that somebody else unmounted.
 func (d *Daemon) reap() {
 	there := map[string]bool{}
-	infos, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("erofs"))
+	mounts, err := d.mounter.Mounted()
 	if err != nil {
 		d.log.Warn("read the table of mounts", "err", err)
 		return
 	}
-	for _, i := range infos {
-		there[i.Mountpoint] = true
+	for _, m := range mounts {
+		there[m.Point] = true
 	}
 	var gone []*mount
 	d.mu.Lock()
@@ -263,7 +301,7 @@ func (d *Daemon) reap() {
 	}
 	d.mu.Unlock()
 	for _, m := range gone {
-		d.log.Info("was unmounted by somebody else", "image", m.img.id, "mountpoint", m.point)
+		d.log.Info("was unmounted by somebody else", "image", m.img.key.id, "mountpoint", m.point)
 		d.release(m.img)
 	}
 }
@@ -273,6 +311,10 @@ func (d *Daemon) reap() {
 // is done: without us the kernel would give its readers zeros. It returns
 // whether nobody needs us any more.
 func (d *Daemon) shutdown(ctx, force context.Context) bool {
+	if d.o.Handover {
+		d.log.Info("leaving the images mounted for the next daemon")
+		return true
+	}
 	ctx = context.WithoutCancel(ctx)
 	for told := false; ; told = true {
 		left := d.unmountAll(ctx)
@@ -311,11 +353,8 @@ func (d *Daemon) unmountAll(ctx context.Context) int {
 	defer d.mu.Unlock()
 	left := 0
 	for _, img := range d.images {
-		for _, w := range img.watches {
-			if d.neededByKernel(w) {
-				left++
-				break
-			}
+		if d.kernel.busy(img) {
+			left++
 		}
 	}
 	return left

@@ -53,11 +53,15 @@ func (d *Daemon) resolveReference(ctx context.Context, r api.MountRequest) (*sou
 	}
 	src := &source{
 		label: r.Reference, store: reg.blobs,
-		repo: backend.Ref{Host: m.Host, Repository: m.Repository}, sizes: map[string]int64{},
+		repo: backend.Ref{Host: m.Host, Repository: m.Repository}, key: imageKey{domain: r.DomainID},
+		record: record{
+			Label: r.Reference, Host: m.Host, Repo: m.Repository, PlainHTTP: r.PlainHTTP, CAFile: r.CAFile,
+			Sizes: map[string]int64{}, Layer: layerName(layer), Pinned: r.Pinned,
+		},
 	}
 	for _, l := range m.Layers {
 		if l.Digest.Validate() == nil {
-			src.sizes[l.Digest.Encoded()] = l.Size
+			src.record.Sizes[l.Digest.Encoded()] = l.Size
 		}
 	}
 	if err := d.unpackBootstrap(p, src); err != nil {
@@ -80,13 +84,16 @@ func bootstrapLayer(m registry.Manifest) (ocispec.Descriptor, error) {
 	return ocispec.Descriptor{}, errors.New("not a lazy image: no layer has a nydus bootstrap; convert it with erofsctl convert")
 }
 
+// layerName is the file that the bootstrap layer l is kept in.
+func layerName(l ocispec.Descriptor) string { return l.Digest.Encoded() + ".layer" }
+
 // layer returns the bootstrap layer's bytes: from the daemon's directory if
 // they are there and right, else from the registry.
 func (d *Daemon) layer(ctx context.Context, reg *registryStore, m registry.Manifest, l ocispec.Descriptor) ([]byte, error) {
 	if err := l.Digest.Validate(); err != nil {
 		return nil, err
 	}
-	name := filepath.Join(d.o.Root, "images", l.Digest.Encoded()+".layer")
+	name := filepath.Join(d.o.Root, "images", layerName(l))
 	if p, err := os.ReadFile(name); err == nil && l.Digest.Algorithm() == digest.SHA256 && digest.FromBytes(p) == l.Digest {
 		return p, nil
 	}
@@ -134,7 +141,7 @@ func (d *Daemon) unpackBootstrap(p []byte, src *source) error {
 		name := path.Base(h.Name)
 		switch id, isTable := strings.CutSuffix(name, ".blob.meta"); {
 		case name == "image.boot" && src.boot == "":
-			if src.id, src.boot, err = d.keepBootstrap(t); err != nil {
+			if err := d.keepBootstrap(t, src); err != nil {
 				return err
 			}
 		case isTable && h.Size <= left: // without one it is read from the blob

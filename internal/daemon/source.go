@@ -24,13 +24,13 @@ const maxBootstrap = 2 << 30
 // A source is where an image comes from: its bootstrap, copied into our own
 // directory so that nobody changes it under the kernel, and the store of its blobs.
 type source struct {
-	id     string            // sha256 of the bootstrap, hex
+	key    imageKey
 	boot   string            // path of the private copy
 	label  string            // what the user named
 	store  backend.Store     // of the blobs
 	repo   backend.Ref       // Host and Repository of the blobs
-	sizes  map[string]int64  // of stored blobs, by id, where the manifest says them
 	tables map[string][]byte // chunk tables that came with the bootstrap, by blob id
+	record record            // what is kept of it
 }
 
 // resolve gets the bootstrap that r names.
@@ -46,44 +46,44 @@ func (d *Daemon) resolve(ctx context.Context, r api.MountRequest) (*source, erro
 	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
 		return nil, errors.Join(api.BadRequest(fmt.Errorf("bootstrap %s is not a regular file", r.Bootstrap)), err)
 	}
-	src := &source{label: r.Bootstrap, store: d.stores.directory(r.BlobDir)}
-	src.id, src.boot, err = d.openBootstrap(f)
-	if src.id == "" && err == nil {
-		src.id, src.boot, err = d.keepBootstrap(f)
+	src := &source{
+		label: r.Bootstrap, store: d.stores.directory(r.BlobDir), key: imageKey{domain: r.DomainID},
+		record: record{Label: r.Bootstrap, BlobDir: r.BlobDir, Pinned: r.Pinned},
+	}
+	if err = d.openBootstrap(f, src); err == nil && src.boot == "" {
+		err = d.keepBootstrap(f, src)
 	}
 	return src, err
 }
 
-// openBootstrap returns the copy of f that an open image has; id is empty when
-// there is none. Writing one again would make every further mount wait for the disk.
-func (d *Daemon) openBootstrap(f io.ReadSeeker) (id, path string, err error) {
+// openBootstrap makes src's bootstrap the copy of f that an open image has, if there is
+// one. Writing one again would make every further mount wait for the disk.
+func (d *Daemon) openBootstrap(f io.ReadSeeker, src *source) error {
 	sum := sha256.New()
 	if _, err := io.Copy(sum, io.LimitReader(f, maxBootstrap)); err != nil {
-		return "", "", fmt.Errorf("read bootstrap: %w", err)
+		return fmt.Errorf("read bootstrap: %w", err)
 	}
-	id = hex.EncodeToString(sum.Sum(nil))
+	key := imageKey{src.key.domain, hex.EncodeToString(sum.Sum(nil))}
 	d.mu.Lock()
-	_, open := d.images[id]
+	_, open := d.images[key]
 	d.mu.Unlock()
 	if open {
-		return id, d.bootPath(id), nil
+		src.key, src.boot = key, d.file(key, bootSuffix)
+		return nil
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return "", "", fmt.Errorf("read bootstrap: %w", err)
+		return fmt.Errorf("read bootstrap: %w", err)
 	}
-	return "", "", nil
+	return nil
 }
 
-// bootPath is where the copy of bootstrap id lies.
-func (d *Daemon) bootPath(id string) string { return filepath.Join(d.o.Root, "images", id+".boot") }
-
-// keepBootstrap copies a bootstrap into the daemon's directory under the name
+// keepBootstrap copies src's bootstrap into the daemon's directory under the name
 // of its digest. An older copy is replaced: after a crash it may be torn.
-func (d *Daemon) keepBootstrap(r io.Reader) (id, path string, err error) {
+func (d *Daemon) keepBootstrap(r io.Reader, src *source) (err error) {
 	dir := filepath.Join(d.o.Root, "images")
 	tmp, err := os.CreateTemp(dir, "boot-*")
 	if err != nil {
-		return "", "", fmt.Errorf("keep bootstrap: %w", err)
+		return fmt.Errorf("keep bootstrap: %w", err)
 	}
 	defer func() {
 		if err != nil {
@@ -93,21 +93,21 @@ func (d *Daemon) keepBootstrap(r io.Reader) (id, path string, err error) {
 	sum := sha256.New()
 	n, err := io.Copy(io.MultiWriter(tmp, sum), io.LimitReader(r, maxBootstrap+1))
 	if err = errors.Join(err, tmp.Close()); err != nil {
-		return "", "", err
+		return err
 	}
 	if n > maxBootstrap {
-		return "", "", fmt.Errorf("it is larger than %d bytes", maxBootstrap)
+		return fmt.Errorf("it is larger than %d bytes", maxBootstrap)
 	}
-	id = hex.EncodeToString(sum.Sum(nil))
-	path = d.bootPath(id)
-	return id, path, os.Rename(tmp.Name(), path)
+	src.key.id = hex.EncodeToString(sum.Sum(nil))
+	src.boot = d.file(src.key, bootSuffix)
+	return os.Rename(tmp.Name(), src.boot)
 }
 
 // blob turns a blob table entry into what blobmgr opens.
 func (s *source) blob(e chunk.Entry, digests []blobmgr.ChunkDigest) blobmgr.Source {
 	ref := s.repo
-	ref.Digest, ref.Size = digest.NewDigestFromEncoded(digest.SHA256, e.ID), s.sizes[e.ID]
-	src := blobmgr.Source{Entry: e, Store: s.store, Ref: ref, LocalTable: s.tables[e.ID], Digests: digests}
+	ref.Digest, ref.Size = digest.NewDigestFromEncoded(digest.SHA256, e.ID), s.record.Sizes[e.ID]
+	src := blobmgr.Source{Entry: e, Domain: s.key.domain, Store: s.store, Ref: ref, LocalTable: s.tables[e.ID], Digests: digests}
 	if e.Features&chunk.FeatureSeparate != 0 {
 		src.MetaRef = s.repo
 		src.MetaRef.Digest = digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(e.MetaBlobDigest[:]))

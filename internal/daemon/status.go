@@ -14,10 +14,9 @@ import (
 // still used.
 func (d *Daemon) Status(context.Context) (api.Status, error) {
 	d.reap()
-	s := d.group.Stats()
 	st := api.Status{
-		Version: Version(), PID: os.Getpid(), Root: d.o.Root, Transport: transport, Images: []api.Mount{},
-		Kernel: api.Kernel{Events: s.Events, Denied: s.Denied, InFlight: s.InFlight, Malformed: s.Malformed},
+		Version: Version(), PID: os.Getpid(), Root: d.o.Root, Transport: d.kernel.name(), Images: []api.Mount{},
+		Kernel: d.kernel.stats(),
 	}
 	var shown []*mount
 	d.mu.Lock()
@@ -44,16 +43,16 @@ func (d *Daemon) Status(context.Context) (api.Status, error) {
 // describe shows one mount. m.img is set and open.
 func (d *Daemon) describe(m *mount) api.Mount {
 	a := api.Mount{
-		Mountpoint: m.point, ID: m.img.id, Source: m.source, Transport: transport,
+		Mountpoint: m.point, ID: m.img.key.id, DomainID: m.img.key.domain, Source: m.source, Transport: d.kernel.name(),
 		Complete: true, Detached: m.point == "", Blobs: []api.Blob{},
 	}
-	for _, w := range m.img.watches {
-		s := w.blob.Stats()
+	for _, v := range m.img.devices {
+		s := v.blob.Stats()
 		b := api.Blob{
-			ID: w.id, Complete: s.Complete,
+			ID: v.id, Complete: s.Complete,
 			BytesTotal: s.Needed, BytesPresent: s.Present, BytesFetched: s.Fetched, Requests: s.Requests,
 		}
-		if e := w.last.Load(); e != nil {
+		if e := v.last.Load(); e != nil {
 			b.LastError = *e
 		}
 		a.Blobs = append(a.Blobs, b)
@@ -63,7 +62,7 @@ func (d *Daemon) describe(m *mount) api.Mount {
 		a.BytesFetched += b.BytesFetched
 		a.BackendRequests += b.Requests
 		a.CorruptChunks += s.Corrupt
-		a.KernelEvents += w.events.Load()
+		a.KernelEvents += v.events.Load()
 	}
 	return a
 }

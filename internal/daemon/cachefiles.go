@@ -1,0 +1,301 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/erofsd/erofsd/cachefiles"
+	"github.com/erofsd/erofsd/internal/api"
+)
+
+// defaultDomain is the domain of images that ask for none: they share their blobs,
+// and the kernel has one directory for all of them.
+const defaultDomain = "erofsd"
+
+// A cachefilesTransport answers for the objects of on-demand cachefiles: the
+// bootstrap of each image, by the image's id, and each blob, by its own.
+type cachefilesTransport struct {
+	d         *Daemon
+	device    *cachefiles.Device
+	server    *cachefiles.Server
+	inherited bool // the device has served an earlier daemon
+	opens     atomic.Int64
+
+	mu      sync.Mutex // guards what follows; Daemon.mu may be held before it
+	objects map[cachefiles.Key]served
+	live    map[cachefiles.Key]int // objects of the kernel that are not closed
+}
+
+// A served is what is behind a key: a bootFile, or a device.
+type served interface {
+	Size() int64
+	// attach makes f the file that Fill fills; again it costs next to nothing.
+	attach(ctx context.Context, f *cachefiles.File) error
+	Fill(ctx context.Context, off, n int64) error
+	detach(f *cachefiles.File)
+}
+
+// Size is the size of the blob's cache file.
+func (v *device) Size() int64 { return v.blob.Size() }
+
+func (v *device) attach(ctx context.Context, f *cachefiles.File) error {
+	return v.blob.Attach(ctx, f)
+}
+
+func (v *device) detach(f *cachefiles.File) { v.blob.Detach(f) }
+
+func startCachefiles(d *Daemon) (_ *cachefilesTransport, err error) {
+	t := &cachefilesTransport{
+		d: d, device: d.o.Kernel.Device,
+		objects: map[cachefiles.Key]served{}, live: map[cachefiles.Key]int{},
+	}
+	dir := d.o.cacheDir()
+	switch {
+	case t.device != nil: // bound by whoever made it
+		t.inherited = d.o.Kernel.Inherited
+	case d.o.Device != nil:
+		t.inherited = true
+		t.device, err = cachefiles.NewDevice(d.o.Device, dir)
+	default:
+		t.device, err = openDevice(d.o, dir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	t.server = cachefiles.NewServer(t.device, t, cachefiles.Options{
+		Logger: d.log, Deadline: d.o.FillTimeout, MaxInFlight: d.o.FillThreads, Handover: d.o.Handover,
+	})
+	return t, nil
+}
+
+// openDevice opens and binds the device.
+func openDevice(o Options, dir string) (*cachefiles.Device, error) {
+	if dir == o.defaultCacheDir() {
+		if err := privateDir(dir); err != nil {
+			return nil, err
+		}
+	}
+	device, err := cachefiles.Open("")
+	if err != nil {
+		return nil, err
+	}
+	if err := device.Bind(cachefiles.BindOptions{Dir: dir, Tag: o.FscacheTag}); err != nil {
+		return nil, errors.Join(err, device.Close())
+	}
+	return device, nil
+}
+
+func (t *cachefilesTransport) name() string { return Cachefiles }
+
+func (t *cachefilesTransport) serve(ctx context.Context) error { return t.server.Serve(ctx) }
+
+func (t *cachefilesTransport) stats() api.Kernel {
+	s := t.server.Stats()
+	return api.Kernel{Events: s.Requests, Denied: s.Refused + s.Failed, InFlight: s.InFlight, Malformed: s.Malformed}
+}
+
+func (t *cachefilesTransport) close(bool) error { return t.device.Close() }
+
+func (t *cachefilesTransport) idle(*device) error { return nil }
+
+func (t *cachefilesTransport) completed(*device) {}
+
+// domain is the kernel's domain_id of k.
+func (k imageKey) kernelDomain() string {
+	if k.domain == "" {
+		return defaultDomain
+	}
+	return k.domain
+}
+
+func (k imageKey) object(cookie string) cachefiles.Key {
+	return cachefiles.Key{Volume: cachefiles.VolumeKey(k.kernelDomain(), k.id), Cookie: cookie}
+}
+
+// add makes img's keys known.
+func (t *cachefilesTransport) add(_ context.Context, img *image) error {
+	st, err := img.boot.Stat()
+	if err != nil {
+		return fmt.Errorf("open bootstrap: %w", err)
+	}
+	objects := map[cachefiles.Key]served{img.key.object(img.key.id): newBootFile(img.boot, st.Size())}
+	for _, v := range img.devices {
+		k := img.key.object(v.blob.ID())
+		objects[k] = v
+		if err := t.clean(k, v); err != nil {
+			return err
+		}
+	}
+	for k := range objects {
+		if err := k.Validate(); err != nil {
+			return err
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for k, o := range objects {
+		t.objects[k] = o
+	}
+	return nil
+}
+
+// clean removes what the kernel's cache has of a blob of which nothing else is
+// known: nobody can say which digests it was checked against.
+func (t *cachefilesTransport) clean(k cachefiles.Key, v *device) error {
+	if t.behind(k) != nil || !v.blob.Fresh() {
+		return nil
+	}
+	err := t.device.Cull(k)
+	if err == nil || errors.Is(err, fs.ErrNotExist) || t.behind(k) != nil { // another image was faster
+		return nil
+	}
+	return fmt.Errorf("blob %s: remove what an unknown daemon left of it in %s: %w", v.id, t.device.Dir(), err)
+}
+
+// remove forgets img's keys; a blob's only with its last image.
+func (t *cachefilesTransport) remove(img *image) {
+	t.d.mu.Lock()
+	defer t.d.mu.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.objects, img.key.object(img.key.id))
+	for _, v := range img.devices {
+		if v.images == 1 {
+			delete(t.objects, img.key.object(v.blob.ID()))
+		}
+	}
+}
+
+func (t *cachefilesTransport) mount(ctx context.Context, img *image, s MountSpec) error {
+	s.Bootstrap, s.FSID, s.Domain = img.boot, img.key.id, img.key.kernelDomain()
+	for _, v := range img.devices {
+		s.Cookies = append(s.Cookies, v.blob.ID())
+	}
+	err := t.d.mounter.Mount(ctx, s)
+	if errors.Is(err, syscall.EEXIST) {
+		return api.Conflict(fmt.Errorf("it is unmounted here but still used elsewhere (by a container, or from another mount namespace); end that first: %w", err))
+	}
+	return err
+}
+
+// busy says whether the kernel has img's bootstrap open: it lets go of that with the
+// last mount.
+func (t *cachefilesTransport) busy(img *image) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.live[img.key.object(img.key.id)] > 0
+}
+
+// adopt goes on with the mounts of an earlier daemon, whose device somebody kept
+// open. Without it they are dead: nothing can be read from them any more, so they
+// are detached.
+func (t *cachefilesTransport) adopt(ctx context.Context) error {
+	mounts, err := t.d.ownMounts()
+	if err != nil {
+		return err
+	}
+	for _, own := range mounts {
+		if !t.inherited {
+			t.d.log.Error("detaching an image of an earlier daemon: the kernel closed its cache with that daemon, and fails its reads; "+
+				"restart those who use it and mount it again", "image", own.key.id, "mountpoint", own.Point)
+			if err := t.d.mounter.Unmount(ctx, own.Point, true); err != nil {
+				t.d.log.Error("detach", "mountpoint", own.Point, "err", err)
+			}
+			continue
+		}
+		img, src, err := t.d.reacquire(ctx, own.key)
+		if err != nil {
+			t.d.log.Error("cannot go on with an image of an earlier daemon; what it lacks reads as EIO", "image", own.key.id, "mountpoint", own.Point, "err", err)
+			continue
+		}
+		t.d.keep(&mount{point: own.Point, source: src.label, img: img})
+		t.d.log.Info("goes on with an image", "image", own.key.id, "mountpoint", own.Point)
+	}
+	if !t.inherited {
+		return nil
+	}
+	return t.device.Restore()
+}
+
+// Open finds the object of a key. After a restart every key is accepted: refusing it
+// would make a reader that waits for it ask for ever.
+func (t *cachefilesTransport) Open(_ context.Context, k cachefiles.Key) (cachefiles.Object, error) {
+	t.opens.Add(1)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	o := &kernelObject{t: t, key: k}
+	switch s := t.objects[k]; {
+	case s != nil:
+		o.size = s.Size()
+	case t.inherited:
+		st, err := os.Lstat(filepath.Join(t.device.Dir(), k.Path()))
+		if err != nil {
+			return nil, fmt.Errorf("no mounted image has %s in %s: %w", k.Cookie, k.Volume, syscall.ENOENT)
+		}
+		o.size = st.Size()
+	default:
+		return nil, fmt.Errorf("no mounted image has %s in %s: %w", k.Cookie, k.Volume, syscall.ENOENT)
+	}
+	t.live[k]++
+	return o, nil
+}
+
+// A kernelObject is one opening of a key by the kernel. What is behind the key may
+// change meanwhile: the image may be closed and opened again, while the kernel
+// keeps its object.
+type kernelObject struct {
+	t    *cachefilesTransport
+	key  cachefiles.Key
+	size int64
+	file *cachefiles.File // set by Opened
+}
+
+func (o *kernelObject) Size() int64 { return o.size }
+
+func (o *kernelObject) Opened(ctx context.Context, f *cachefiles.File) error {
+	o.file = f
+	if s := o.t.behind(o.key); s != nil {
+		return s.attach(ctx, f)
+	}
+	return nil
+}
+
+// behind returns what is behind k now, nil if nothing is.
+func (t *cachefilesTransport) behind(k cachefiles.Key) served {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.objects[k]
+}
+
+func (o *kernelObject) Fill(ctx context.Context, off, n int64) error {
+	s := o.t.behind(o.key)
+	if s == nil {
+		return fmt.Errorf("no mounted image has %s in %s", o.key.Cookie, o.key.Volume)
+	}
+	if v, ok := s.(*device); ok {
+		v.events.Add(1)
+	}
+	if err := s.attach(ctx, o.file); err != nil {
+		return err
+	}
+	return s.Fill(ctx, off, n)
+}
+
+func (o *kernelObject) Close() error {
+	if s := o.t.behind(o.key); s != nil && o.file != nil {
+		s.detach(o.file)
+	}
+	o.t.mu.Lock()
+	defer o.t.mu.Unlock()
+	if o.t.live[o.key]--; o.t.live[o.key] == 0 {
+		delete(o.t.live, o.key)
+	}
+	return nil
+}

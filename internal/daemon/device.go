@@ -1,0 +1,76 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+
+	"github.com/erofsd/erofsd/blobmgr"
+	"github.com/erofsd/erofsd/cachefiles"
+	"github.com/erofsd/erofsd/fanotify"
+)
+
+// A device is what the daemon knows of one open blob, which the images of a domain
+// share: to the kernel it is a device of theirs.
+type device struct {
+	id     string // of the blob
+	blob   *blobmgr.Blob
+	events atomic.Int64
+	last   atomic.Pointer[string] // error of the last failed fill
+
+	images int  // that hold the blob; guarded by Daemon.mu
+	mark   mark // of the fanotify transport; guarded by Daemon.mu
+}
+
+var (
+	_ fanotify.Object      = (*device)(nil)
+	_ blobmgr.AttachedFile = (*cachefiles.File)(nil)
+)
+
+// Ready is asked once for each event, first.
+func (v *device) Ready(off, n int64) bool {
+	v.events.Add(1)
+	return v.blob.Ready(off, n)
+}
+
+// Fill makes a range present.
+func (v *device) Fill(ctx context.Context, off, n int64) error {
+	err := v.blob.Fill(ctx, off, n)
+	if err != nil {
+		s := err.Error()
+		v.last.Store(&s)
+		return err
+	}
+	v.last.Store(nil)
+	return nil
+}
+
+// hold adds b to the devices.
+func (d *Daemon) hold(id string, b *blobmgr.Blob) *device {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	v := d.devices[b]
+	if v == nil {
+		v = &device{id: id, blob: b}
+		d.devices[b] = v
+	}
+	v.images++
+	return v
+}
+
+// drop is the opposite of hold. The caller has made sure that the kernel has closed
+// the blob's file, or that it is complete.
+func (d *Daemon) drop(v *device) error {
+	return errors.Join(d.forget(v), v.blob.Close())
+}
+
+func (d *Daemon) forget(v *device) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	v.images--
+	if v.images > 0 {
+		return nil
+	}
+	delete(d.devices, v.blob)
+	return d.kernel.idle(v)
+}

@@ -1,0 +1,195 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/erofsd/erofsd/fanotify"
+	"github.com/erofsd/erofsd/internal/api"
+)
+
+// A fanotifyTransport marks the cache files and mounts with them as devices.
+type fanotifyTransport struct {
+	d     *Daemon
+	group *fanotify.Group // the kernel's fd
+	guard *guard          // nil when the kernel is a fake
+}
+
+// A mark is what is known of a cache file's mark. It must be there before EROFS
+// opens the file (a file opened earlier never raises events), also for a complete
+// blob: it can then come back later, when another image asks for chunks that the
+// blob does not have yet.
+type mark struct {
+	pins int // mounts under way that need it
+	on   bool
+}
+
+func startFanotify(d *Daemon) (*fanotifyTransport, error) {
+	t := &fanotifyTransport{d: d, group: d.o.Kernel.Group}
+	if t.group != nil {
+		return t, nil
+	}
+	var err error
+	t.group, err = fanotify.NewGroup(fanotify.Options{Logger: d.log, Deadline: d.o.FillTimeout})
+	if err != nil {
+		return nil, fmt.Errorf("open fanotify group: %w", err)
+	}
+	t.guard, err = startGuard(t.group.File(), d.lock, filepath.Join(d.o.Root, "cache"))
+	if err != nil {
+		return nil, errors.Join(err, t.group.Close())
+	}
+	return t, nil
+}
+
+func (t *fanotifyTransport) name() string { return Fanotify }
+
+func (t *fanotifyTransport) serve(ctx context.Context) error { return t.group.Serve(ctx) }
+
+func (t *fanotifyTransport) stats() api.Kernel {
+	s := t.group.Stats()
+	return api.Kernel{Events: s.Events, Denied: s.Denied, InFlight: s.InFlight, Malformed: s.Malformed}
+}
+
+// close closes the group. Unless the end is orderly the guard stays and answers EIO
+// for what is still in use.
+func (t *fanotifyTransport) close(orderly bool) error {
+	var err error
+	if orderly && t.guard != nil {
+		err = t.guard.dismiss()
+	}
+	return errors.Join(err, t.group.Close())
+}
+
+func (t *fanotifyTransport) add(context.Context, *image) error { return nil }
+
+func (t *fanotifyTransport) remove(*image) {}
+
+func (t *fanotifyTransport) mount(ctx context.Context, img *image, s MountSpec) error {
+	s.Bootstrap = img.boot
+	for _, v := range img.devices {
+		s.Devices = append(s.Devices, v.blob.File())
+	}
+	if err := t.pin(img.devices); err != nil {
+		return fmt.Errorf("mark cache files: %w", err)
+	}
+	defer t.unpin(img.devices)
+	return t.d.mounter.Mount(ctx, s)
+}
+
+// busy says whether a file of img is incomplete and still open in the kernel, with
+// no other image that would keep it marked. A lease is asked for without waiting.
+func (t *fanotifyTransport) busy(img *image) bool {
+	for _, v := range img.devices {
+		if v.images > 1 || v.blob.Stats().Complete {
+			continue
+		}
+		used, err := inUse(v.blob.File())
+		if err != nil {
+			t.d.log.Warn("ask whether a cache file is in use", "blob", v.id, "err", err)
+		}
+		if used {
+			return true
+		}
+	}
+	return false
+}
+
+// pin sets the marks of vs and keeps them until unpin.
+func (t *fanotifyTransport) pin(vs []*device) error {
+	t.d.mu.Lock()
+	defer t.d.mu.Unlock()
+	for i, v := range vs {
+		v.mark.pins++
+		if v.mark.on {
+			continue
+		}
+		if err := t.group.Watch(v.blob.File(), v); err != nil {
+			for _, v := range vs[:i+1] {
+				v.mark.pins--
+			}
+			return err
+		}
+		v.mark.on = true
+	}
+	return nil
+}
+
+func (t *fanotifyTransport) unpin(vs []*device) {
+	t.d.mu.Lock()
+	for _, v := range vs {
+		v.mark.pins--
+	}
+	t.d.mu.Unlock()
+	for _, v := range vs {
+		t.completed(v)
+	}
+}
+
+// completed removes the mark of a complete blob: from then on its reads cost what
+// a local file costs.
+func (t *fanotifyTransport) completed(v *device) {
+	t.d.mu.Lock()
+	defer t.d.mu.Unlock()
+	if v.mark.pins > 0 || v.images == 0 || !v.blob.Stats().Complete {
+		return
+	}
+	if err := t.idle(v); err != nil {
+		t.d.log.Warn("cannot remove the mark of a complete blob; it stays slower than it could be", "blob", v.id, "err", err)
+	}
+}
+
+// idle removes v's mark. d.mu is held: it makes a mark and a completion that race
+// agree; the call itself does not wait.
+func (t *fanotifyTransport) idle(v *device) error {
+	if !v.mark.on {
+		return nil
+	}
+	v.mark.on = false
+	return t.group.Unwatch(v.blob.File())
+}
+
+// adopt takes over the mounts of a daemon that ended before this one. Complete
+// images never noticed and stay. An incomplete one may have given zeros to its
+// readers, who keep them in the page cache: it is detached, so that nobody new
+// finds it, and those who are inside get EIO for what is missing.
+func (t *fanotifyTransport) adopt(ctx context.Context) error {
+	mounts, err := t.d.ownMounts()
+	if err != nil {
+		return err
+	}
+	for _, m := range mounts {
+		if t.adoptOne(ctx, m) {
+			t.d.log.Info("took over a complete image", "image", m.key.id, "mountpoint", m.Point)
+			continue
+		}
+		t.d.log.Error("detaching an incomplete image that an earlier daemon left: its readers may have got zeros; "+
+			"restart those who use it and mount it again", "image", m.key.id, "mountpoint", m.Point)
+		if err := t.d.mounter.Unmount(ctx, m.Point, true); err != nil {
+			t.d.log.Error("detach", "mountpoint", m.Point, "err", err)
+		}
+	}
+	return nil
+}
+
+// adoptOne adds a mount to the table if its image is complete. If it is not, its
+// files are marked all the same and stay so while they are used.
+func (t *fanotifyTransport) adoptOne(ctx context.Context, own ownMount) bool {
+	img, src, err := t.d.reacquire(ctx, own.key)
+	if err != nil {
+		t.d.log.Warn("open the image of an earlier daemon", "image", own.key.id, "err", err)
+		return false
+	}
+	if err := t.pin(img.devices); err != nil {
+		t.d.log.Warn("mark the files of an earlier daemon", "image", own.key.id, "err", err)
+	}
+	defer t.unpin(img.devices)
+	m := &mount{point: own.Point, source: src.label, img: img}
+	if !t.d.describe(m).Complete {
+		t.d.release(img)
+		return false
+	}
+	t.d.keep(m)
+	return true
+}

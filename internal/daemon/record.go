@@ -1,0 +1,157 @@
+package daemon
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/erofsd/erofsd/backend"
+	"github.com/erofsd/erofsd/internal/api"
+)
+
+// Suffixes of the files in root/images; an imageKey is before them.
+const (
+	bootSuffix   = ".boot" // the private copy of the bootstrap
+	recordSuffix = ".json" // its record
+)
+
+// An imageKey names an image: the same bootstrap in another domain is another image.
+type imageKey struct {
+	domain string // empty: the default one
+	id     string // sha256 of the bootstrap, hex
+}
+
+// String is the key as a part of file names.
+func (k imageKey) String() string {
+	if k.domain == "" {
+		return k.id
+	}
+	return k.domain + "," + k.id
+}
+
+func parseImageKey(s string) imageKey {
+	if domain, id, ok := strings.Cut(s, ","); ok {
+		return imageKey{domain, id}
+	}
+	return imageKey{id: s}
+}
+
+// A record is what is kept of an image while its cache is: where its blobs come from,
+// so that a later daemon can go on with it, and what belongs to it. It has no
+// credentials. Its file's time of modification is when the image was last used.
+type record struct {
+	Label     string           `json:"label"`
+	Host      string           `json:"host,omitempty"` // of the registry
+	Repo      string           `json:"repository,omitempty"`
+	PlainHTTP bool             `json:"plain_http,omitempty"`
+	CAFile    string           `json:"ca_file,omitempty"`
+	BlobDir   string           `json:"blob_dir,omitempty"`
+	Sizes     map[string]int64 `json:"sizes,omitempty"` // of stored blobs
+	Layer     string           `json:"layer,omitempty"` // file name of the kept bootstrap layer
+	Pinned    bool             `json:"pinned,omitempty"`
+	Blobs     []string         `json:"blobs"` // as the cache calls them
+}
+
+// file returns the path of one of k's files.
+func (d *Daemon) file(k imageKey, suffix string) string {
+	return filepath.Join(d.o.Root, "images", k.String()+suffix)
+}
+
+// writeRecord keeps what src is and that img was used now.
+func (d *Daemon) writeRecord(img *image, src *source) error {
+	r := src.record
+	r.Blobs = []string{}
+	for _, v := range img.devices {
+		r.Blobs = append(r.Blobs, v.blob.ID())
+	}
+	p, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	if err := writeFile(d.file(img.key, recordSuffix), p); err != nil {
+		return fmt.Errorf("keep record of image: %w", err)
+	}
+	return nil
+}
+
+// readRecord returns the record of k; fs.ErrNotExist when none is kept.
+func (d *Daemon) readRecord(k imageKey) (record, error) {
+	var r record
+	p, err := os.ReadFile(d.file(k, recordSuffix))
+	if err == nil {
+		err = json.Unmarshal(p, &r)
+	}
+	if err != nil {
+		return r, fmt.Errorf("read record of image %s: %w", k, err)
+	}
+	return r, nil
+}
+
+// used notes that k was in use until now.
+func (d *Daemon) used(k imageKey) {
+	now := time.Now()
+	if err := os.Chtimes(d.file(k, recordSuffix), now, now); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		d.log.Warn("note when an image was used", "image", k.id, "err", err)
+	}
+}
+
+// recorded returns the source of an image that is kept.
+func (d *Daemon) recorded(k imageKey) (*source, error) {
+	boot := d.file(k, bootSuffix)
+	if err := checkBootstrap(boot, k.id); err != nil {
+		return nil, err
+	}
+	r, err := d.readRecord(k)
+	if errors.Is(err, fs.ErrNotExist) {
+		r = record{Label: boot}
+	} else if err != nil {
+		return nil, err
+	}
+	src := &source{key: k, boot: boot, label: r.Label, record: r}
+	if r.Host == "" {
+		src.store = d.stores.directory(r.BlobDir)
+		return src, nil
+	}
+	reg, err := d.stores.registry(api.MountRequest{PlainHTTP: r.PlainHTTP, CAFile: r.CAFile})
+	if err != nil {
+		return nil, err
+	}
+	src.store, src.repo = reg.blobs, backend.Ref{Host: r.Host, Repository: r.Repo}
+	return src, nil
+}
+
+// checkBootstrap compares a bootstrap with its id: a crash may have torn it.
+func checkBootstrap(name, id string) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return fmt.Errorf("open bootstrap: %w", err)
+	}
+	defer f.Close()
+	sum := sha256.New()
+	if _, err := io.Copy(sum, io.LimitReader(f, maxBootstrap)); err != nil {
+		return fmt.Errorf("read bootstrap: %w", err)
+	}
+	if got := hex.EncodeToString(sum.Sum(nil)); got != id {
+		return fmt.Errorf("bootstrap %s is damaged: its digest is %s", name, got)
+	}
+	return nil
+}
+
+// reacquire opens an image that an earlier daemon had open.
+func (d *Daemon) reacquire(ctx context.Context, k imageKey) (*image, *source, error) {
+	src, err := d.recorded(k)
+	if err != nil {
+		return nil, nil, err
+	}
+	img, err := d.acquire(ctx, src)
+	return img, src, err
+}

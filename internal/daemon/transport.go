@@ -1,0 +1,73 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/erofsd/erofsd/cachefiles"
+	"github.com/erofsd/erofsd/fanotify"
+	"github.com/erofsd/erofsd/internal/api"
+)
+
+// Names of the transports, in options and status. Auto picks the one that this
+// kernel has, fanotify first.
+const (
+	Auto       = "auto"
+	Fanotify   = "fanotify"
+	Cachefiles = "cachefiles"
+)
+
+// A transport is what the daemon wants from either way to the kernel: fanotify.go
+// and cachefiles.go. Methods marked (mu) are called with Daemon.mu held and do not wait.
+type transport interface {
+	name() string
+	// serve answers the kernel until ctx is done. An error means that it cannot any more.
+	serve(ctx context.Context) error
+	// adopt goes on with what an earlier daemon mounted. It comes before serve.
+	adopt(ctx context.Context) error
+	// add makes the kernel's requests for img answerable, remove is its opposite: img
+	// and its blobs are about to be closed.
+	add(ctx context.Context, img *image) error
+	remove(img *image)
+	// mount mounts img, with its blobs ready to be asked for.
+	mount(ctx context.Context, img *image, s MountSpec) error
+	// busy says whether the kernel needs the daemon for img (mu).
+	busy(img *image) bool
+	// idle ends what is done for a blob without images (mu).
+	idle(b *device) error
+	// completed is told when everything of b that its images can read is present.
+	completed(b *device)
+	stats() api.Kernel
+	// close lets go of the kernel. Unless the end is orderly it is still in use.
+	close(orderly bool) error
+}
+
+// pick returns the name of the transport that o asks for and this kernel has.
+func pick(o Options) (string, error) {
+	switch {
+	case o.Kernel.Device != nil || o.Device != nil:
+		return Cachefiles, nil
+	case o.Kernel.Group != nil:
+		return Fanotify, nil
+	}
+	switch o.Transport {
+	case Fanotify:
+		return Fanotify, fanotify.Supported(filepath.Join(o.Root, "cache"))
+	case Cachefiles:
+		return Cachefiles, nil // its own set-up says best what is missing
+	case Auto, "":
+	default:
+		return "", fmt.Errorf("unknown transport %q: want %s, %s or %s", o.Transport, Auto, Fanotify, Cachefiles)
+	}
+	ferr := fanotify.Supported(filepath.Join(o.Root, "cache"))
+	if ferr == nil {
+		return Fanotify, nil
+	}
+	cerr := cachefiles.Supported("", o.cacheDir())
+	if cerr == nil {
+		return Cachefiles, nil
+	}
+	return "", errors.Join(fmt.Errorf("%s: %w", Fanotify, ferr), fmt.Errorf("%s: %w", Cachefiles, cerr))
+}
