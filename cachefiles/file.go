@@ -26,6 +26,8 @@ const (
 // or its memory. Linux 6.1 would put the bytes elsewhere, so it is not tried.
 var ErrAlign = errors.New("want an offset, a length and memory that are multiples of the page size")
 
+var errNoProgress = errors.New("the file system finds data and a hole")
+
 // A File is the kernel's file of one object, to be filled. Its methods are safe
 // for concurrent use.
 type File struct {
@@ -97,7 +99,7 @@ func (f *File) Data(size int64, yield func(off, end int64)) error {
 			end, err = f.seek(off, unix.SEEK_HOLE)
 		}
 		if err == nil && end <= off {
-			err = fmt.Errorf("a hole at %d where data begins", end)
+			err = fmt.Errorf("%w at %d", errNoProgress, off)
 		}
 		if err != nil {
 			return fmt.Errorf("look for data in %s: %w", f.f.Name(), err)

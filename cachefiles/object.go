@@ -144,8 +144,7 @@ func (r *session) copen(o *object, id uint32, size int64, err error) (accepted b
 	r.refused(o.key, err)
 	r.mu.Unlock()
 	switch {
-	case left:
-		r.count.dropped.Add(1)
+	case left: // a successor is asked again
 	case err != nil:
 		r.count.refused.Add(1)
 		r.logFailure("object refused", o, err)

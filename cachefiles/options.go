@@ -101,10 +101,10 @@ type Stats struct {
 	Opens     int64 // OPENs
 	Refused   int64 // OPENs answered with an error
 	Closes    int64 // CLOSEs
-	Reads     int64 // READs of known objects: Filled + Failed + Dropped + those under way
+	Reads     int64 // READs of known objects: Filled + Failed + Dropped + InFlight
 	Filled    int64 // READs completed after Fill
 	Failed    int64 // READs completed without data: their readers got EIO
-	Dropped   int64 // READs and OPENs not answered: the object was closed meanwhile, or a successor will
+	Dropped   int64 // READs not answered: their object was closed meanwhile, or a successor restores them
 	Unknown   int64 // READs and CLOSEs of unknown objects; the reader of such a READ waits for ever
 	Malformed int64 // messages that could not be decoded
 	ReadFails int64 // requests that the kernel failed itself when they were read, as for want of a descriptor
