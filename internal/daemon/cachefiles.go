@@ -51,7 +51,7 @@ func (v *device) attach(ctx context.Context, f *cachefiles.File) error {
 
 func (v *device) detach(f *cachefiles.File) { v.blob.Detach(f) }
 
-func startCachefiles(d *Daemon) (_ *cachefilesTransport, err error) {
+func startCachefiles(d *Daemon) (_ transport, err error) {
 	t := &cachefilesTransport{
 		d: d, device: d.o.Kernel.Device,
 		objects: map[cachefiles.Key]served{}, live: map[cachefiles.Key]int{},

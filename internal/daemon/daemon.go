@@ -119,26 +119,18 @@ func New(o Options) (*Daemon, error) {
 	return d, nil
 }
 
-// start opens the cache and meets the kernel.
-func (d *Daemon) start() error {
-	name, err := pick(d.o)
+// start meets the kernel and opens the cache.
+func (d *Daemon) start() (err error) {
+	d.kernel, err = startTransport(d)
 	if err != nil {
 		return fmt.Errorf("serve images from %s: %w (run erofsctl doctor)", d.o.Root, err)
 	}
 	d.blobs, err = blobmgr.New(blobmgr.Options{
 		Dir: filepath.Join(d.o.Root, "cache"), Logger: d.log, Registerer: d.metrics, NoCompletion: d.o.NoCompletion,
-		Attached: name == Cachefiles,
+		Attached: d.kernel.name() == Cachefiles,
 	})
 	if err != nil {
-		return fmt.Errorf("open cache: %w", err)
-	}
-	if name == Cachefiles {
-		d.kernel, err = startCachefiles(d)
-	} else {
-		d.kernel, err = startFanotify(d)
-	}
-	if err != nil {
-		return errors.Join(err, d.blobs.Close())
+		return errors.Join(fmt.Errorf("open cache: %w", err), d.kernel.close(true))
 	}
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	return nil

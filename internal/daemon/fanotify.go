@@ -26,7 +26,7 @@ type mark struct {
 	on   bool
 }
 
-func startFanotify(d *Daemon) (*fanotifyTransport, error) {
+func startFanotify(d *Daemon) (transport, error) {
 	t := &fanotifyTransport{d: d, group: d.o.Kernel.Group}
 	if t.group != nil {
 		return t, nil

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -18,8 +17,8 @@ var servedFixtures = []string{"zstd", "lz4", "none", "sha256-64k", "batch", "lay
 func copyBlobs(t testing.TB, fixture string) (dir string) {
 	t.Helper()
 	dir = filepath.Join(newRoot(t), "blobs")
-	if out, err := exec.Command("cp", "-r", filepath.Join(fixture, "blobs"), dir).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
+	if err := os.CopyFS(dir, os.DirFS(filepath.Join(fixture, "blobs"))); err != nil {
+		t.Fatal(err)
 	}
 	return dir
 }

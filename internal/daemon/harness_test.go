@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/erofsd/erofsd/cachefiles"
 	"github.com/erofsd/erofsd/fanotify"
 	"github.com/erofsd/erofsd/internal/api"
 	"github.com/erofsd/erofsd/internal/testenv"
@@ -91,7 +92,7 @@ func startDaemon(t testing.TB, o daemonOptions) *testDaemon {
 	if o.root == "" {
 		o.root = newRoot(t)
 	}
-	testenv.Kernel(t, "fanotify", fanotify.Supported(o.root))
+	needTransport(t, o.root)
 	d := &testDaemon{root: o.root, socket: filepath.Join(o.root, "sock"), log: &syncBuffer{}, ended: make(chan struct{})}
 	d.Client = api.NewClient(d.socket)
 	d.cmd = exec.Command("/proc/self/exe")
@@ -117,6 +118,16 @@ func startDaemon(t testing.TB, o daemonOptions) *testDaemon {
 		case <-d.ended:
 			t.Fatalf("the daemon ended:\n%s", d.log)
 		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// needTransport skips t on a kernel that has neither transport.
+func needTransport(t testing.TB, root string) {
+	t.Helper()
+	if err := fanotify.Supported(root); err != nil {
+		if cerr := cachefiles.Supported("", root); cerr != nil {
+			testenv.Kernel(t, "fanotify", errors.Join(err, cerr))
 		}
 	}
 }

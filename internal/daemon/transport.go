@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"path/filepath"
 
-	"github.com/erofsd/erofsd/cachefiles"
 	"github.com/erofsd/erofsd/fanotify"
 	"github.com/erofsd/erofsd/internal/api"
 )
@@ -44,30 +43,28 @@ type transport interface {
 	close(orderly bool) error
 }
 
-// pick returns the name of the transport that o asks for and this kernel has.
-func pick(o Options) (string, error) {
-	switch {
-	case o.Kernel.Device != nil || o.Device != nil:
-		return Cachefiles, nil
+// startTransport meets the kernel in the way that o asks for. Auto takes cachefiles
+// where the kernel or Root's file system cannot do fanotify.
+func startTransport(d *Daemon) (transport, error) {
+	switch o := d.o; {
+	case o.Kernel.Device != nil, o.Device != nil, o.Transport == Cachefiles:
+		return startCachefiles(d)
 	case o.Kernel.Group != nil:
-		return Fanotify, nil
+		return startFanotify(d)
+	case o.Transport != Auto && o.Transport != "" && o.Transport != Fanotify:
+		return nil, fmt.Errorf("unknown transport %q: want %s, %s or %s", o.Transport, Auto, Fanotify, Cachefiles)
 	}
-	switch o.Transport {
-	case Fanotify:
-		return Fanotify, fanotify.Supported(filepath.Join(o.Root, "cache"))
-	case Cachefiles:
-		return Cachefiles, nil // its own set-up says best what is missing
-	case Auto, "":
-	default:
-		return "", fmt.Errorf("unknown transport %q: want %s, %s or %s", o.Transport, Auto, Fanotify, Cachefiles)
-	}
-	ferr := fanotify.Supported(filepath.Join(o.Root, "cache"))
+	ferr := fanotify.Supported(filepath.Join(d.o.Root, "cache"))
 	if ferr == nil {
-		return Fanotify, nil
+		return startFanotify(d)
 	}
-	cerr := cachefiles.Supported("", o.cacheDir())
-	if cerr == nil {
-		return Cachefiles, nil
+	ferr = fmt.Errorf("%s: %w", Fanotify, ferr)
+	if d.o.Transport == Fanotify {
+		return nil, ferr
 	}
-	return "", errors.Join(fmt.Errorf("%s: %w", Fanotify, ferr), fmt.Errorf("%s: %w", Cachefiles, cerr))
+	t, err := startCachefiles(d)
+	if err != nil {
+		return nil, errors.Join(ferr, fmt.Errorf("%s: %w", Cachefiles, err))
+	}
+	return t, nil
 }
