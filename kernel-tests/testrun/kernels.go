@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/erofsd/erofsd/kernel-tests/debian"
 	"github.com/erofsd/erofsd/kernel-tests/guestkernel"
@@ -21,9 +22,9 @@ var guestTests = []struct{ folder, run string }{
 	{"./internal/kernel", "."},
 }
 
-// machineTests boot guests themselves. They run with the guests' tests, when the
-// kernels have been built.
-const machineTests = "^TestGuest"
+// bootTests are those of kernel-tests/vm that boot guests themselves, which they can
+// once the kernels have been built.
+const bootTests = "^TestBootsGuests$"
 
 // guests are the kernels that are being made while other tests run.
 type guests struct {
@@ -31,14 +32,13 @@ type guests struct {
 	vm     string           // the program that runs tests in a guest
 	err    error            // why there is none
 	failed map[string]error // by row
-	done   chan struct{}    // closed when the fields above are final
+	work   sync.WaitGroup   // the fields above are final when it has ended
 }
 
-// buildGuests starts to make what tests in guests need. wait must be called.
+// buildGuests starts to make what tests in guests need. remove must be called.
 func buildGuests(ctx context.Context, rows []string, progress func(string)) *guests {
-	g := &guests{rows: rows, failed: make(map[string]error), done: make(chan struct{})}
-	go func() {
-		defer close(g.done)
+	g := &guests{rows: rows, failed: make(map[string]error)}
+	g.work.Go(func() {
 		if len(rows) == 0 {
 			return
 		}
@@ -48,7 +48,7 @@ func buildGuests(ctx context.Context, rows []string, progress func(string)) *gue
 		for _, row := range rows {
 			_, g.failed[row] = guestkernel.Build(ctx, row, progress)
 		}
-	}()
+	})
 	return g
 }
 
@@ -72,7 +72,7 @@ func buildVM(ctx context.Context, progress func(string)) (string, error) {
 
 // remove waits for the work under way and removes what it left outside of the cache.
 func (g *guests) remove() error {
-	<-g.done
+	g.work.Wait()
 	if g.vm == "" {
 		return nil
 	}
@@ -82,7 +82,7 @@ func (g *guests) remove() error {
 // guests runs the kernel tests with every kernel. One that this machine cannot make
 // is skipped, unless it is required or TEST_MUST_RUN lists it as kernel-ROW.
 func (s *summary) guests(ctx context.Context, g *guests, required bool) error {
-	<-g.done
+	g.work.Wait()
 	built := 0
 	for _, row := range g.rows {
 		switch err := cmp.Or(g.err, g.failed[row]); {
@@ -105,7 +105,7 @@ func (s *summary) guests(ctx context.Context, g *guests, required bool) error {
 		return nil
 	}
 	s.note("booting guests:")
-	return s.goTest(ctx, nil, "-count=1", "-run", machineTests, "./kernel-tests/vm")
+	return s.goTest(ctx, nil, "-count=1", "-run", bootTests, "./kernel-tests/vm")
 }
 
 // guest runs the kernel tests in guests with the row's kernel, one after the other:

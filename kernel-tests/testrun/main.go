@@ -53,7 +53,7 @@ func run(ctx context.Context, packages string, rows []string, tests bool, fuzzTi
 		err = errors.Join(err, g.remove())
 	}()
 	if tests {
-		if err := s.goTest(ctx, nil, "-timeout", "15m", "-skip", machineTests, packages); err != nil {
+		if err := s.goTest(ctx, nil, "-timeout", "15m", "-skip", bootTests, packages); err != nil {
 			return err
 		}
 		if err := s.race(ctx); err != nil {

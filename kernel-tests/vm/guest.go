@@ -16,7 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mounts are the file systems that every program expects, in this order.
+// mounts are the file systems that a program expects, in this order. Those below /sys
+// are left out where a kernel, which -kernel may name, has not got them.
 var mounts = []struct{ source, target, kind, options string }{
 	{"proc", "/proc", "proc", ""},
 	{"sysfs", "/sys", "sysfs", ""},
@@ -31,20 +32,20 @@ var mounts = []struct{ source, target, kind, options string }{
 	{"/dev/vdb", smallDir, "ext4", "noinit_itable"},
 }
 
-// pipePatience is how long the output of a program that has ended may stay open,
-// after every process has been killed: one in the kernel's hands does not die.
-const pipePatience = 5 * time.Second
+// patience is how long a process may need to end, and its output with it. One that
+// the kernel holds does not end at all.
+const patience = 5 * time.Second
 
 // guestMain is the first process of the guest. It does the job, reports and turns the
 // machine off. What it prints goes to the kernel's log.
 func guestMain() {
-	r := result{Exit: exitProblem}
+	var r result
 	control, err := prepare()
 	if err == nil {
 		r, err = runJob(control)
 	}
 	if err != nil {
-		r.Problem = err.Error()
+		r = result{Exit: exitProblem, Problem: err.Error()}
 		fmt.Println("vm: " + r.Problem)
 	}
 	if control != nil {
@@ -52,29 +53,50 @@ func guestMain() {
 			fmt.Println("vm: report the result:", err)
 		}
 	}
-	unix.Sync()
+	fmt.Println(endMark)
 	fmt.Println("vm: turn off:", unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF))
 }
 
 // prepare mounts the file systems and opens the port to the host.
 func prepare() (control *os.File, err error) {
-	for _, m := range mounts[:3] {
+	const early = 3 // what the kernel's log and the port take
+	for _, m := range mounts[:early] {
 		if err := mount(m.source, m.target, m.kind, 0, m.options); err != nil {
 			return nil, err
 		}
 	}
+	if err := printToKernelLog(); err != nil {
+		return nil, err
+	}
 	if control, err = openPort(controlPort); err != nil {
 		return nil, err
 	}
-	for _, m := range mounts[3:] {
+	for _, m := range mounts[early:] {
 		if _, err := os.Stat(m.target); err != nil && strings.HasPrefix(m.target, "/sys/") {
-			continue // a kernel without it, which -kernel may name
+			continue
 		}
 		if err := mount(m.source, m.target, m.kind, 0, m.options); err != nil {
 			return control, err
 		}
 	}
-	return control, os.WriteFile("/dev/kmsg", []byte(startMark), 0)
+	fmt.Println(startMark)
+	return control, nil
+}
+
+// printToKernelLog leads this process's own output there. The console, where it goes
+// before, loses what it has not sent when the machine is turned off.
+func printToKernelLog() error {
+	kmsg, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer kmsg.Close()
+	for _, fd := range []int{unix.Stdout, unix.Stderr} {
+		if err := unix.Dup3(int(kmsg.Fd()), fd, 0); err != nil {
+			return fmt.Errorf("print to the kernel's log: %w", err)
+		}
+	}
+	return nil
 }
 
 func mount(source, target, kind string, flags uintptr, options string) error {
@@ -113,36 +135,35 @@ func openPort(name string) (*os.File, error) {
 	return nil, fmt.Errorf("open the port %s: the machine has none", name)
 }
 
-func runJob(control *os.File) (result, error) {
-	problem := result{Exit: exitProblem}
+func runJob(control *os.File) (r result, err error) {
 	var j job
 	text, err := os.ReadFile(jobPath)
 	if err != nil {
-		return problem, err
+		return r, err
 	}
 	if err := json.Unmarshal(text, &j); err != nil {
-		return problem, fmt.Errorf("read the job: %w", err)
+		return r, fmt.Errorf("read the job: %w", err)
 	}
 	if err := settle(&j); err != nil {
-		return problem, err
+		return r, err
 	}
 	out, err := newOutput(j.Stderr)
 	if err != nil {
-		return problem, err
+		return r, err
 	}
 	pid, err := start(&j, out)
 	if err != nil {
-		return problem, err
+		return r, err
 	}
 	go obey(control, pid)
 	status, err := reap(pid)
 	if err != nil {
-		return problem, err
+		return r, err
 	}
-	r := result{Exit: status.ExitStatus()}
+	r.Exit = status.ExitStatus()
 	if status.Signaled() {
 		r.Exit = 128 + int(status.Signal())
-		r.Problem = "the program was killed: " + status.Signal().String()
+		r.Problem = "a signal ended the program: " + status.Signal().String()
 	}
 	return r, out.finish()
 }
@@ -242,11 +263,12 @@ func obey(control io.Reader, pid int) {
 		if err := os.WriteFile("/proc/sysrq-trigger", []byte("w"), 0); err != nil {
 			fmt.Println("vm: show the blocked tasks:", err)
 		}
-		if err := unix.Kill(pid, unix.SIGQUIT); err != nil {
-			fmt.Println("vm: end the program:", err)
+		for _, signal := range []unix.Signal{unix.SIGQUIT, unix.SIGKILL} {
+			if err := unix.Kill(pid, signal); err != nil {
+				fmt.Println("vm: end the program:", err)
+			}
+			time.Sleep(patience)
 		}
-		time.Sleep(pipePatience)
-		fmt.Println("vm: kill the program:", unix.Kill(pid, unix.SIGKILL))
 	}
 }
 
@@ -293,7 +315,7 @@ func (o *output) finish() error {
 	if err := unix.Kill(-1, unix.SIGKILL); err != nil && err != unix.ESRCH {
 		return fmt.Errorf("kill what is left: %w", err)
 	}
-	late := time.After(pipePatience)
+	late := time.After(patience)
 	var all error
 	for range o.writers {
 		select {

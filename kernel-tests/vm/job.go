@@ -28,6 +28,7 @@ const (
 	stdoutPort  = "stdout"
 	stderrPort  = "stderr"
 	controlPort = "control"
-	startMark   = "vm: user space starts" // in the kernel's log
-	quit        = "quit"                  // host to guest: end the program and say where it was
+	startMark   = "vm: the boot ends" // in the kernel's log
+	endMark     = "vm: the job ends"
+	quit        = "quit" // host to guest: end the program and say where it was
 )

@@ -49,7 +49,7 @@ func hostMain(ctx context.Context, args []string) (code int, err error) {
 	kernel := flags.String("kernel", "", "`row` of the guest kernel, as 6.12, or the path of a bzImage")
 	timeout := flags.Duration("timeout", 10*time.Minute, "`time` after which the guest is stopped and says where it was")
 	memory := flags.Int("memory", 2048, "`MiB` of the guest")
-	verbose := flags.Bool("log", false, "print the kernel's log always")
+	verbose := flags.Bool("log", false, "print all of the kernel's log, always")
 	flags.Usage = func() {
 		fmt.Fprintln(flags.Output(), "usage: vm -kernel ROW [flags] [--] PROGRAM [argument...]\n\nPROGRAM is a static program of the host, or by its bare name one of the guest: sh.")
 		flags.PrintDefaults()
@@ -78,5 +78,11 @@ func hostMain(ctx context.Context, args []string) (code int, err error) {
 	if err != nil {
 		return exitProblem, err
 	}
-	return o.judge(os.Stderr, *verbose, *timeout), nil
+	code = o.judge(os.Stderr, *timeout)
+	if log := o.logExcerpt(); *verbose {
+		fmt.Fprint(os.Stderr, o.kernelLog)
+	} else if code != 0 && log != "" {
+		fmt.Fprint(os.Stderr, "vm: from the log of the guest's kernel:\n", log)
+	}
+	return code, nil
 }

@@ -108,7 +108,7 @@ func sameFile(a, b *os.File) bool {
 // findKernel returns the path of a row's kernel, or the path that it was given.
 func findKernel(ctx context.Context, row string) (string, error) {
 	if strings.Contains(row, "/") {
-		return row, nil
+		return filepath.Abs(row)
 	}
 	kernel, err := guestkernel.Find(ctx, row)
 	if err != nil {

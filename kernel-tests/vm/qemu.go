@@ -19,19 +19,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A machine is a guest to be.
-type machine struct {
-	kernel  string // path of a bzImage
-	job     job
-	program string // path on the host of what the job runs; "" when the guest has it
-	timeout time.Duration
-	memory  int // MiB
-	stdout  *os.File
-	stderr  *os.File
-}
+const qemuProgram = "qemu-system-x86_64"
 
 // quitPatience is how long a guest may need to say where it was after the timeout.
 const quitPatience = 20 * time.Second
+
+// A machine is a guest to be.
+type machine struct {
+	kernel         string // absolute path of a bzImage
+	job            job
+	program        string // path on the host of what the job runs; "" when the guest has it
+	timeout        time.Duration
+	memory         int // MiB
+	stdout, stderr *os.File
+}
 
 // An outcome is what is known after a guest has ended.
 type outcome struct {
@@ -39,6 +40,18 @@ type outcome struct {
 	timedOut  bool
 	kernelLog string
 }
+
+// disks are the guest's, in the order of their devices.
+var disks = []struct {
+	name string
+	size int64
+}{{"cache.ext4", 4 << 30}, {"small.ext4", 64 << 20}}
+
+// Names in the folder of a guest, which is QEMU's working directory.
+const (
+	initramfsName = "initramfs"
+	logName       = "kernel.log"
+)
 
 // run boots the machine and returns when it is off. The error is about QEMU and the
 // host, not about what happened in the guest.
@@ -48,57 +61,43 @@ func (m *machine) run(ctx context.Context) (o outcome, err error) {
 		return o, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	if err := writeInitramfs(filepath.Join(dir, "initramfs"), &m.job, m.program); err != nil {
+	if err := writeInitramfs(filepath.Join(dir, initramfsName), &m.job, m.program); err != nil {
 		return o, fmt.Errorf("make the initramfs: %w", err)
 	}
-	if err := m.makeDisks(ctx, dir); err != nil {
+	for _, d := range disks {
+		if err := makeDisk(ctx, filepath.Join(dir, d.name), d.size); err != nil {
+			return o, fmt.Errorf("make a disk: %w", err)
+		}
+	}
+	if o, err = m.boot(ctx, dir); err != nil {
 		return o, err
 	}
-	ports, err := m.ports()
-	if err != nil {
-		return o, err
-	}
-	if err := m.boot(ctx, dir, ports, &o); err != nil {
-		return o, err
-	}
-	log, err := os.ReadFile(filepath.Join(dir, "kernel.log"))
+	log, err := os.ReadFile(filepath.Join(dir, logName))
 	o.kernelLog = string(bytes.ReplaceAll(log, []byte("\r"), nil))
 	return o, err
 }
 
-// disks are the guest's, in the order of their devices.
-var disks = []struct {
-	name string
-	size int64
-}{{"cache.ext4", 4 << 30}, {"small.ext4", 64 << 20}}
-
-func (m *machine) makeDisks(ctx context.Context, dir string) error {
-	for _, d := range disks {
-		name := filepath.Join(dir, d.name)
-		if err := os.WriteFile(name, nil, 0o600); err != nil {
-			return err
-		}
-		if err := os.Truncate(name, d.size); err != nil {
-			return err
-		}
-		const options = "nodiscard,lazy_itable_init=1,lazy_journal_init=1"
-		out, err := exec.CommandContext(ctx, mkfs(), "-q", "-F", "-m", "0", "-E", options, name).CombinedOutput()
-		if err != nil {
-			return fmt.Errorf("make the disk %s: mkfs.ext4: %w: %s", d.name, err, bytes.TrimSpace(out))
-		}
+// makeDisk makes a sparse file with an empty ext4.
+func makeDisk(ctx context.Context, name string, size int64) error {
+	if err := os.WriteFile(name, nil, 0o600); err != nil {
+		return err
+	}
+	if err := os.Truncate(name, size); err != nil {
+		return err
+	}
+	mkfs, err := exec.LookPath("mkfs.ext4")
+	if err != nil {
+		mkfs = "/usr/sbin/mkfs.ext4" // which only root has in its path
+	}
+	const options = "nodiscard,lazy_itable_init=1,lazy_journal_init=1"
+	out, err := exec.CommandContext(ctx, mkfs, "-q", "-F", "-m", "0", "-E", options, name).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("mkfs.ext4: %w: %s", err, bytes.TrimSpace(out))
 	}
 	return nil
 }
 
-// mkfs is mkfs.ext4, which on Debian only root has in its path.
-func mkfs() string {
-	if path, err := exec.LookPath("mkfs.ext4"); err == nil {
-		return path
-	}
-	return "/usr/sbin/mkfs.ext4"
-}
-
-// A port is one line between guest and host: a socket pair, of which QEMU gets the
+// A port is a line between guest and host: a socket pair, of which QEMU gets the
 // guest's end, so that nothing of it has a name that another guest could meet.
 type port struct {
 	name        string
@@ -106,95 +105,103 @@ type port struct {
 	to          io.Writer // where the bytes of the guest go
 }
 
-func (m *machine) ports() (list []*port, err error) {
-	all := []*port{{name: stdoutPort, to: m.stdout}, {name: controlPort}}
+func newPort(name string, to io.Writer) (*port, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("make the port %s: socketpair: %w", name, err)
+	}
+	return &port{name, os.NewFile(uintptr(fds[0]), name), os.NewFile(uintptr(fds[1]), name), to}, nil
+}
+
+// ports makes the control port, whose messages go to report, and those for the
+// program's output.
+func (m *machine) ports(report io.Writer) (list []*port, err error) {
+	to := map[string]io.Writer{controlPort: report, stdoutPort: m.stdout}
+	names := []string{controlPort, stdoutPort}
 	if m.job.Stderr {
-		all = append(all, &port{name: stderrPort, to: m.stderr})
+		to[stderrPort], names = m.stderr, append(names, stderrPort)
 	}
-	for _, p := range all {
-		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	for _, name := range names {
+		p, err := newPort(name, to[name])
 		if err != nil {
-			return nil, fmt.Errorf("socketpair: %w", err)
+			closePorts(list)
+			return nil, err
 		}
-		p.host, p.guest = os.NewFile(uintptr(fds[0]), p.name), os.NewFile(uintptr(fds[1]), p.name)
+		list = append(list, p)
 	}
-	return all, nil
+	return list, nil
+}
+
+func closePorts(list []*port) {
+	for _, p := range list {
+		p.host.Close()
+		p.guest.Close()
+	}
 }
 
 // boot runs QEMU to its end.
-func (m *machine) boot(ctx context.Context, dir string, ports []*port, o *outcome) error {
-	defer func() {
-		for _, p := range ports {
-			p.host.Close()
-			p.guest.Close()
-		}
-	}()
+func (m *machine) boot(ctx context.Context, dir string) (o outcome, err error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	var timedOut atomic.Bool
 	var said, report bytes.Buffer
-	cmd := exec.CommandContext(ctx, qemuProgram, m.args(dir, ports)...)
-	cmd.Stdout, cmd.Stderr = &said, &said
+	ports, err := m.ports(&report)
+	if err != nil {
+		return o, err
+	}
+	defer closePorts(ports)
+	cmd := exec.CommandContext(ctx, qemuProgram, m.args(ports)...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, &said, &said
 	// Killed with this thread, which is the process's first and lives as long.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	for _, p := range ports {
 		cmd.ExtraFiles = append(cmd.ExtraFiles, p.guest)
 	}
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start the guest: %w", err)
+		return o, fmt.Errorf("start the guest: %w", err)
 	}
 	var copies sync.WaitGroup
 	for _, p := range ports {
-		p.guest.Close() // the end of QEMU is the end of the line
-		if p.name == controlPort {
-			p.to = &report
-			watch := time.AfterFunc(m.timeout, func() {
-				timedOut.Store(true)
-				fmt.Fprintln(p.host, quit)
-				time.AfterFunc(quitPatience, stop)
-			})
-			defer watch.Stop()
-		}
+		p.guest.Close() // QEMU's end is then the end of the line
 		copies.Go(func() {
 			if _, err := io.Copy(p.to, p.host); err != nil {
 				stop() // nobody reads what the guest prints
 			}
 		})
 	}
-	err := cmd.Wait()
+	var timedOut atomic.Bool
+	watch := time.AfterFunc(m.timeout, func() {
+		timedOut.Store(true)
+		fmt.Fprintln(ports[0].host, quit)
+		time.AfterFunc(quitPatience, stop)
+	})
+	defer watch.Stop()
+	err = cmd.Wait()
 	copies.Wait()
 	o.timedOut = timedOut.Load()
 	if r := new(result); json.Unmarshal(report.Bytes(), r) == nil {
 		o.result = r
 	}
-	if o.result != nil || o.timedOut {
-		return nil
+	if err != nil && o.result == nil && !o.timedOut {
+		return o, fmt.Errorf("%s: %w: %s", qemuProgram, err, bytes.TrimSpace(said.Bytes()))
 	}
-	if err != nil {
-		return fmt.Errorf("%s: %w: %s", qemuProgram, err, bytes.TrimSpace(said.Bytes()))
-	}
-	return nil
+	return o, nil
 }
-
-const qemuProgram = "qemu-system-x86_64"
 
 // args is QEMU's command line. The guest is always emulated: where /dev/kvm is that
 // of a nested hypervisor, a stock guest may hang in it.
-func (m *machine) args(dir string, ports []*port) []string {
+func (m *machine) args(ports []*port) []string {
 	args := []string{
-		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", strconv.Itoa(m.memory),
-		"-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none", "-no-reboot", "-nic", "none",
-		"-serial", "file:" + filepath.Join(dir, "kernel.log"),
-		"-kernel", m.kernel, "-initrd", filepath.Join(dir, "initramfs"),
-		"-append", "console=ttyS0 panic=-1 reboot=t",
-		"-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
+		"-machine", "pc,i8042=off", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", strconv.Itoa(m.memory),
+		"-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none", "-nic", "none", "-no-reboot",
+		"-kernel", m.kernel, "-initrd", initramfsName, "-append", "console=ttyS0 printk.devkmsg=on panic=-1 reboot=t",
+		"-serial", "file:" + logName, "-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
 	}
 	for _, d := range disks {
-		args = append(args, "-drive", "format=raw,if=virtio,cache=unsafe,discard=unmap,file="+filepath.Join(dir, d.name))
+		args = append(args, "-drive", "format=raw,if=virtio,cache=unsafe,discard=unmap,file="+d.name)
 	}
 	for i, p := range ports {
 		args = append(args,
-			"-chardev", fmt.Sprintf("socket,id=%s,fd=%d", p.name, 3+i),
+			"-chardev", fmt.Sprintf("socket,id=%s,fd=%d", p.name, 3+i), // 3: the first of ExtraFiles
 			"-device", fmt.Sprintf("virtserialport,chardev=%s,name=%s", p.name, p.name))
 	}
 	for _, s := range m.job.Shares {

@@ -25,7 +25,7 @@ func TestCpio(t *testing.T) {
 		t.Fatal(err)
 	}
 	var archive bytes.Buffer
-	c := &cpio{w: &archive, dirs: make(map[string]bool)}
+	c := newCpio(&archive)
 	c.program("/program/a.test", from)
 	c.text("/etc/hosts", "one\n")
 	c.text("/etc/deep/er/empty", "")
@@ -55,14 +55,14 @@ func TestCpio(t *testing.T) {
 }
 
 func TestCpioKeepsItsError(t *testing.T) {
-	c := &cpio{w: new(bytes.Buffer), dirs: make(map[string]bool)}
+	c := newCpio(new(bytes.Buffer))
 	c.program("/init", filepath.Join(t.TempDir(), "missing"))
 	c.text("/etc/hosts", "one\n")
 	if err := c.close(); err == nil || !strings.Contains(err.Error(), "missing") {
 		t.Errorf("an archive without its program has the error %v", err)
 	}
-	c = &cpio{w: new(bytes.Buffer), dirs: make(map[string]bool)}
-	c.add("/grown", unix.S_IFREG, 3, strings.NewReader("four"), 0, 0)
+	c = newCpio(new(bytes.Buffer))
+	c.add("/grown", unix.S_IFREG, 3, strings.NewReader("four"))
 	if err := c.close(); err == nil {
 		t.Error("a file that grew while it was read gives no error")
 	}
@@ -141,8 +141,8 @@ func TestJudge(t *testing.T) {
 		says   []string
 		silent string
 	}{
-		"pass":          {outcome{result: &result{}, kernelLog: boot}, 0, nil, "kernel log"},
-		"fail":          {outcome{result: &result{Exit: 1}, kernelLog: boot + "then\n"}, 1, []string{"kernel log:\nthen\n"}, "Linux version"},
+		"pass":          {outcome{result: &result{}, kernelLog: boot}, 0, nil, "vm:"},
+		"fail":          {outcome{result: &result{Exit: 1}, kernelLog: boot + "then\n" + endMark + "\npower down\n"}, 1, []string{"then\n"}, "power down"},
 		"problem":       {outcome{result: &result{Exit: 125, Problem: "no disk"}}, 125, []string{"no disk"}, "complains"},
 		"complaint":     {outcome{result: &result{}, kernelLog: boot + "WARNING: CPU: 0\n"}, 1, []string{"complains (WARNING:)", "WARNING: CPU"}, "without a result"},
 		"hung task":     {outcome{result: &result{}, kernelLog: boot + "INFO: task cat:7 blocked for more than 60 seconds.\n"}, 1, []string{"complains"}, "stopped"},
@@ -153,9 +153,10 @@ func TestJudge(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out strings.Builder
-			if code := tc.o.judge(&out, false, time.Minute); code != tc.code {
+			if code := tc.o.judge(&out, time.Minute); code != tc.code {
 				t.Errorf("code %d, want %d", code, tc.code)
 			}
+			out.WriteString(tc.o.logExcerpt())
 			for _, want := range tc.says {
 				if !strings.Contains(out.String(), want) {
 					t.Errorf("it does not say %q:\n%s", want, out.String())
