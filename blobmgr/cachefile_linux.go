@@ -216,3 +216,12 @@ func (d *directory) remove(name string) error {
 	}
 	return nil
 }
+
+// usage returns what the file name takes on disk, in bytes.
+func (d *directory) usage(name string) int64 {
+	var st unix.Stat_t
+	if err := unix.Fstatat(int(d.f.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return 0
+	}
+	return st.Blocks * 512
+}

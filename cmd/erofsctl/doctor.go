@@ -9,6 +9,7 @@ import (
 
 	"github.com/urfave/cli/v3"
 
+	"github.com/erofsd/erofsd/cachefiles"
 	"github.com/erofsd/erofsd/erofs"
 	"github.com/erofsd/erofsd/fanotify"
 )
@@ -22,18 +23,11 @@ type transport struct {
 func transports() []transport {
 	return []transport{
 		{"fanotify", []func(string) error{fanotify.Supported, erofs.Supported}},
-		{"cachefiles", []func(string) error{cachefilesDevice}},
+		{"cachefiles", []func(string) error{cachefilesSupported}},
 	}
 }
 
-// cachefilesDevice says whether the kernel offers cachefiles at all. This
-// release does not serve it.
-func cachefilesDevice(string) error {
-	if _, err := os.Stat("/dev/cachefiles"); err != nil {
-		return fmt.Errorf("the kernel has no /dev/cachefiles (CONFIG_CACHEFILES_ONDEMAND, 5.19 to 7.1): %w", err)
-	}
-	return fmt.Errorf("this release of erofsd does not serve it yet")
-}
+func cachefilesSupported(dir string) error { return cachefiles.Supported("", dir) }
 
 func doctorCommand() *cli.Command {
 	return &cli.Command{

@@ -39,7 +39,7 @@ func command() *cli.Command {
 			&cli.StringFlag{Name: "daemon", Value: "/run/erofsd/erofsd.sock", Usage: "unix `SOCKET` of erofsd", Sources: cli.EnvVars("EROFSD_SOCKET")},
 		},
 		Commands: []*cli.Command{
-			convertCommand(), mountCommand(), unmountCommand(), statusCommand(),
+			convertCommand(), mountCommand(), unmountCommand(), removeCommand(), statusCommand(),
 			checkCommand(), inspectCommand(), doctorCommand(),
 		},
 		ExitErrHandler: func(context.Context, *cli.Command, error) {}, // main prints and exits

@@ -9,6 +9,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/erofsd/erofsd/internal/api"
+	"github.com/erofsd/erofsd/internal/daemon"
 )
 
 func mountCommand() *cli.Command {
@@ -24,6 +25,12 @@ func mountCommand() *cli.Command {
 			&cli.StringFlag{Name: "blob-dir", Usage: "take its blobs from `DIR`"},
 			&cli.BoolFlag{Name: "plain-http", Usage: "talk HTTP to the registry, not HTTPS"},
 			&cli.StringFlag{Name: "ca-file", Usage: "trust the certificate authority in `FILE` (PEM) for the registry"},
+			&cli.StringFlag{Name: "domain", Usage: "share blobs only with images of domain `NAME`"},
+			&cli.BoolFlag{Name: "pin", Usage: "keep the image when the cache is full"},
+			&cli.StringFlag{
+				Name: "transport", Value: daemon.Auto,
+				Usage: "want the daemon to use `WAY`: fanotify, cachefiles, or auto: the first that works",
+			},
 			&cli.StringFlag{Name: "root", Value: "/var/lib/erofsd", Usage: "cache `DIR` of a daemon that has to be started"},
 		},
 		Action: func(ctx context.Context, c *cli.Command) error {
@@ -33,7 +40,8 @@ func mountCommand() *cli.Command {
 			}
 			client := api.NewClient(c.String("daemon"))
 			defer client.Close()
-			if err := ensureDaemon(ctx, client, c.String("daemon"), c.String("root")); err != nil {
+			d := daemonFlags{socket: c.String("daemon"), root: c.String("root"), transport: c.String("transport")}
+			if err := ensureDaemon(ctx, client, d); err != nil {
 				return err
 			}
 			m, err := client.Mount(ctx, req)
@@ -50,7 +58,7 @@ func mountCommand() *cli.Command {
 // the daemon has another working directory.
 func mountRequest(c *cli.Command) (api.MountRequest, error) {
 	args := c.Args().Slice()
-	req := api.MountRequest{PlainHTTP: c.Bool("plain-http")}
+	req := api.MountRequest{PlainHTTP: c.Bool("plain-http"), DomainID: c.String("domain"), Pinned: c.Bool("pin")}
 	switch boot := c.String("bootstrap"); {
 	case boot != "" && len(args) == 1:
 		req.Bootstrap, req.BlobDir = boot, c.String("blob-dir")
@@ -91,6 +99,25 @@ func unmountCommand() *cli.Command {
 			client := api.NewClient(c.String("daemon"))
 			defer client.Close()
 			return client.Unmount(ctx, api.UnmountRequest{Mountpoint: point})
+		},
+	}
+}
+
+func removeCommand() *cli.Command {
+	return &cli.Command{
+		Name:        "remove",
+		Aliases:     []string{"rm"},
+		Usage:       "remove an image that is not mounted from the cache",
+		ArgsUsage:   "IMAGE",
+		Description: "IMAGE is the image's id as erofsctl status shows it, or what it was mounted from.\nBlobs that another image of its domain has stay.",
+		Flags:       []cli.Flag{&cli.StringFlag{Name: "domain", Usage: "domain `NAME` that it was mounted in"}},
+		Action: func(ctx context.Context, c *cli.Command) error {
+			if c.Args().Len() != 1 {
+				return errors.New("remove: want IMAGE")
+			}
+			client := api.NewClient(c.String("daemon"))
+			defer client.Close()
+			return client.Remove(ctx, api.RemoveRequest{Image: c.Args().First(), DomainID: c.String("domain")})
 		},
 	}
 }

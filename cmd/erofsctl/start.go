@@ -12,22 +12,30 @@ import (
 	"time"
 
 	"github.com/erofsd/erofsd/internal/api"
+	"github.com/erofsd/erofsd/internal/daemon"
 )
 
 // startTimeout bounds how long a new daemon may take until it answers.
 const startTimeout = 10 * time.Second
 
-// ensureDaemon returns when a daemon answers at socket; with none there it
+// daemonFlags say which daemon is wanted.
+type daemonFlags struct{ socket, root, transport string }
+
+// ensureDaemon returns when a daemon answers at d's socket; with none there it
 // starts one in the background.
-func ensureDaemon(ctx context.Context, client *api.Client, socket, root string) error {
-	_, err := client.Status(ctx)
+func ensureDaemon(ctx context.Context, client *api.Client, d daemonFlags) error {
+	st, err := client.Status(ctx)
+	if err == nil && d.transport != daemon.Auto && st.Transport != d.transport {
+		return fmt.Errorf("the daemon at %s uses %s, not %s: start another with --transport %s, another --root and another --socket",
+			d.socket, st.Transport, d.transport, d.transport)
+	}
 	if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	if os.Geteuid() != 0 {
-		return fmt.Errorf("no daemon answers at %s, and starting one needs root (CAP_SYS_ADMIN): run this as root", socket)
+		return fmt.Errorf("no daemon answers at %s, and starting one needs root (CAP_SYS_ADMIN): run this as root", d.socket)
 	}
-	log, err := startDaemon(socket, root)
+	log, err := startDaemon(d)
 	if err != nil {
 		return fmt.Errorf("start erofsd: %w", err)
 	}
@@ -36,15 +44,17 @@ func ensureDaemon(ctx context.Context, client *api.Client, socket, root string) 
 }
 
 // startDaemon starts erofsd, its output in a log file below root.
-func startDaemon(socket, root string) (log *os.File, err error) {
+func startDaemon(d daemonFlags) (log *os.File, err error) {
 	bin, err := daemonBinary()
 	if err != nil {
 		return nil, err
 	}
-	if root, err = filepath.Abs(root); err != nil {
+	root, err := filepath.Abs(d.root)
+	if err != nil {
 		return nil, err
 	}
-	if socket, err = filepath.Abs(socket); err != nil {
+	socket, err := filepath.Abs(d.socket)
+	if err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(root, 0o700); err != nil {
@@ -54,7 +64,7 @@ func startDaemon(socket, root string) (log *os.File, err error) {
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(bin, "--root", root, "--socket", socket)
+	cmd := exec.Command(bin, "--root", root, "--socket", socket, "--transport", d.transport)
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // it outlives this terminal

@@ -38,6 +38,7 @@ func statusCommand() *cli.Command {
 func printStatus(out io.Writer, st api.Status) error {
 	fmt.Fprintf(out, "erofsd %s, pid %d, transport %s, root %s\nkernel events %d, denied %d, in flight %d\n",
 		st.Version, st.PID, st.Transport, st.Root, st.Kernel.Events, st.Kernel.Denied, st.Kernel.InFlight)
+	fmt.Fprintf(out, "cache %s in %d images%s\n", size(st.CacheBytes), len(st.Kept), limit(st))
 	if len(st.Images) == 0 {
 		_, err := fmt.Fprintln(out, "no image is mounted")
 		return err
@@ -59,6 +60,13 @@ func printStatus(out io.Writer, st api.Status) error {
 		}
 	}
 	return nil
+}
+
+func limit(st api.Status) string {
+	if st.CacheHigh == 0 {
+		return ""
+	}
+	return ", at most " + size(st.CacheHigh)
 }
 
 func state(m api.Mount) string {

@@ -12,7 +12,6 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"syscall"
-	"time"
 
 	"github.com/erofsd/erofsd/internal/daemon"
 )
@@ -40,39 +39,29 @@ func main() {
 }
 
 func run(args []string) error {
-	flags := flag.NewFlagSet("erofsd", flag.ContinueOnError)
-	flags.Usage = func() {
-		fmt.Fprint(flags.Output(), "erofsd serves lazy container images to the kernel's EROFS.\n\nUsage: erofsd [flags]\n\n")
-		flags.PrintDefaults()
-	}
-	root := flags.String("root", "/var/lib/erofsd", "`directory` of the cache, on ext4, XFS or btrfs")
-	socket := flags.String("socket", "/run/erofsd/erofsd.sock", "unix `socket` of the control API")
-	noCompletion := flags.Bool("no-completion", false, "do not fetch the rest of an image in the background")
-	timeout := flags.Duration("fill-timeout", time.Minute, "`time` after which a read that gets no data fails with EIO")
-	level := slog.LevelInfo
-	flags.TextVar(&level, "log-level", level, "least `level` that is logged: debug, info, warn, error")
-	version := flags.Bool("version", false, "print the version and exit")
-	if err := flags.Parse(args); err != nil {
+	o, err := parse(args, os.Stderr)
+	if err != nil {
 		return err
 	}
-	if flags.NArg() > 0 {
-		return fmt.Errorf("unexpected argument %q; see erofsd -help", flags.Arg(0))
-	}
-	if *version {
+	if o.version {
 		fmt.Println("erofsd", daemon.Version())
 		return nil
 	}
 	syscall.Umask(0o077) // sockets and cache files are for root alone, from their first moment
 	debug.SetGCPercent(gcPercent)
 	debug.SetMemoryLimit(memoryGoal)
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: o.level}))
 	daemon.RaiseFileLimit(log)
-	d, err := daemon.New(daemon.Options{Root: *root, Logger: log, NoCompletion: *noCompletion, FillTimeout: *timeout})
+	o.daemon.Logger = log
+	if o.daemon.Device, err = daemon.InheritedDevice(); err != nil {
+		return err
+	}
+	d, err := daemon.New(o.daemon)
 	if err != nil {
 		return err
 	}
 	ctx, force := signals()
-	return d.Run(ctx, force, *socket)
+	return d.Run(ctx, force, o.socket)
 }
 
 // signals returns a context that ends with the first SIGINT or SIGTERM and one

@@ -30,6 +30,11 @@ func (f *fake) Unmount(_ context.Context, r UnmountRequest) error {
 	return f.err
 }
 
+func (f *fake) Remove(_ context.Context, r RemoveRequest) error {
+	f.got = r
+	return f.err
+}
+
 func (f *fake) Status(context.Context) (Status, error) { return f.status, f.err }
 
 // serve starts a handler of s at a socket and returns its path.

@@ -39,6 +39,11 @@ func (c *Client) Unmount(ctx context.Context, r UnmountRequest) error {
 	return c.call(ctx, http.MethodPost, "/v1/unmount", r, &struct{}{})
 }
 
+// Remove removes an image that is not in use from the cache.
+func (c *Client) Remove(ctx context.Context, r RemoveRequest) error {
+	return c.call(ctx, http.MethodPost, "/v1/remove", r, &struct{}{})
+}
+
 // Status returns the daemon's state.
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	var s Status

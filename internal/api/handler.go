@@ -14,6 +14,7 @@ const maxBody = 1 << 20
 //
 //	POST /v1/mount    MountRequest   → Mount
 //	POST /v1/unmount  UnmountRequest → {}
+//	POST /v1/remove   RemoveRequest  → {}
 //	GET  /v1/status                  → Status
 func Handler(s Service) http.Handler {
 	mux := http.NewServeMux()
@@ -28,6 +29,12 @@ func Handler(s Service) http.Handler {
 		var req UnmountRequest
 		if decode(w, r, &req) {
 			answer(w, struct{}{}, s.Unmount(r.Context(), req))
+		}
+	})
+	mux.HandleFunc("POST /v1/remove", func(w http.ResponseWriter, r *http.Request) {
+		var req RemoveRequest
+		if decode(w, r, &req) {
+			answer(w, struct{}{}, s.Remove(r.Context(), req))
 		}
 	})
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"net/http"
+	"time"
 )
 
 // A MountRequest names an image and the place to mount it. Exactly one of
@@ -26,6 +27,22 @@ type MountRequest struct {
 // An UnmountRequest names a mount by its place.
 type UnmountRequest struct {
 	Mountpoint string `json:"mountpoint"`
+}
+
+// A RemoveRequest names an image that is kept.
+type RemoveRequest struct {
+	Image    string `json:"image"` // its id, or what it was mounted from: reference or bootstrap path
+	DomainID string `json:"domain_id,omitempty"`
+}
+
+// A Kept is an image of which the cache has something.
+type Kept struct {
+	ID       string    `json:"id"`
+	DomainID string    `json:"domain_id,omitempty"`
+	Source   string    `json:"source"`
+	Used     time.Time `json:"used"` // last
+	InUse    bool      `json:"in_use"`
+	Pinned   bool      `json:"pinned,omitempty"`
 }
 
 // A Mount is one mounted image as [Status] shows it. All sizes are bytes.
@@ -67,6 +84,10 @@ type Status struct {
 	Transport string  `json:"transport"`
 	Images    []Mount `json:"images"`
 	Kernel    Kernel  `json:"kernel"`
+
+	Kept       []Kept `json:"kept"`             // images, the least recently used first
+	CacheBytes int64  `json:"cache_bytes"`      // of disk that they take
+	CacheHigh  int64  `json:"cache_high_bytes"` // above it images that are not in use go; 0: no limit
 }
 
 // Kernel counts the kernel's requests since the daemon started.
@@ -81,6 +102,7 @@ type Kernel struct {
 type Service interface {
 	Mount(ctx context.Context, r MountRequest) (Mount, error)
 	Unmount(ctx context.Context, r UnmountRequest) error
+	Remove(ctx context.Context, r RemoveRequest) error
 	Status(ctx context.Context) (Status, error)
 }
 

@@ -19,23 +19,23 @@ type bootFile struct {
 	f    *os.File
 	size int64
 
-	turn chan struct{} // held while copying; guards what follows
+	turn turn // held while copying; guards what follows
 	to   *cachefiles.File
 	have []bool // by window
 }
 
 func newBootFile(f *os.File, size int64) *bootFile {
-	return &bootFile{f: f, size: size, turn: make(chan struct{}, 1)}
+	return &bootFile{f: f, size: size, turn: make(turn, 1)}
 }
 
 func (b *bootFile) Size() int64 { return b.size }
 
 // attach makes to the file to copy into, unless it is that already.
 func (b *bootFile) attach(ctx context.Context, to *cachefiles.File) error {
-	if err := b.take(ctx); err != nil {
+	if err := b.turn.take(ctx); err != nil {
 		return err
 	}
-	defer b.give()
+	defer b.turn.give()
 	if b.to == to {
 		return nil
 	}
@@ -57,7 +57,7 @@ func (b *bootFile) end(w int64) int64 { return min((w+1)*bootWindow, b.size) }
 
 func (b *bootFile) detach(from *cachefiles.File) {
 	b.turn <- struct{}{} // held for the copy of a window only
-	defer b.give()
+	defer b.turn.give()
 	if b.to == from {
 		b.to = nil
 	}
@@ -74,10 +74,10 @@ func (b *bootFile) Fill(ctx context.Context, off, n int64) error {
 }
 
 func (b *bootFile) copy(ctx context.Context, w int64) error {
-	if err := b.take(ctx); err != nil {
+	if err := b.turn.take(ctx); err != nil {
 		return err
 	}
-	defer b.give()
+	defer b.turn.give()
 	if b.to == nil {
 		return os.ErrClosed
 	}
@@ -100,13 +100,16 @@ func (b *bootFile) copy(ctx context.Context, w int64) error {
 	return nil
 }
 
-func (b *bootFile) take(ctx context.Context) error {
+// A turn is a lock that may be held over I/O, so it is waited for with a context.
+type turn chan struct{}
+
+func (t turn) take(ctx context.Context) error {
 	select {
-	case b.turn <- struct{}{}:
+	case t <- struct{}{}:
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
 }
 
-func (b *bootFile) give() { <-b.turn }
+func (t turn) give() { <-t }

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -96,6 +97,8 @@ func (t *cachefilesTransport) name() string { return Cachefiles }
 
 func (t *cachefilesTransport) serve(ctx context.Context) error { return t.server.Serve(ctx) }
 
+func (t *cachefilesTransport) fd() *os.File { return t.device.File() }
+
 func (t *cachefilesTransport) stats() api.Kernel {
 	s := t.server.Stats()
 	return api.Kernel{Events: s.Requests, Denied: s.Refused + s.Failed, InFlight: s.InFlight, Malformed: s.Malformed}
@@ -183,6 +186,40 @@ func (t *cachefilesTransport) mount(ctx context.Context, img *image, s MountSpec
 		return api.Conflict(fmt.Errorf("it is unmounted here but still used elsewhere (by a container, or from another mount namespace); end that first: %w", err))
 	}
 	return err
+}
+
+// discard culls the object of k's bootstrap, and with the last image of a domain all
+// that the kernel made for it. What is gone already is no error.
+func (t *cachefilesTransport) discard(k imageKey, last bool) error {
+	if err := t.discardBlob(k, k.id); err != nil || !last {
+		return err
+	}
+	err := t.device.CullVolume(cachefiles.VolumeKey(k.kernelDomain(), k.id))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, cachefiles.ErrInUse) { // somebody mounts an image of it
+		return nil
+	}
+	return err
+}
+
+func (t *cachefilesTransport) discardBlob(k imageKey, id string) error {
+	if err := t.device.Cull(k.object(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// usage looks at the kernel's file. A new one has no name until it is closed for the
+// first time; then the blob knows how much is in it.
+func (t *cachefilesTransport) usage(k imageKey, id string) int64 {
+	var st syscall.Stat_t
+	key := k.object(cmp.Or(id, k.id))
+	if syscall.Lstat(filepath.Join(t.device.Dir(), key.Path()), &st) == nil {
+		return st.Blocks * 512
+	}
+	if v, ok := t.behind(key).(*device); ok {
+		return v.blob.Stats().Present
+	}
+	return 0
 }
 
 // busy says whether the kernel has img's bootstrap open: it lets go of that with the

@@ -77,6 +77,9 @@ type Daemon struct {
 	mounts  map[string]*mount // by mount point
 	devices map[*blobmgr.Blob]*device
 
+	removing turn          // serialises removals of kept images
+	closed   chan struct{} // told, without waiting, when an image is closed
+
 	background sync.WaitGroup  // goroutines that outlive a request
 	ctx        context.Context // ends them: the daemon's own, not a request's
 	cancel     context.CancelFunc
@@ -108,6 +111,7 @@ func New(o Options) (*Daemon, error) {
 	d := &Daemon{
 		o: o, lock: lock, log: o.Logger, metrics: prometheus.NewRegistry(), mounter: o.Kernel.Mounter,
 		images: map[imageKey]*image{}, mounts: map[string]*mount{}, devices: map[*blobmgr.Blob]*device{},
+		removing: make(turn, 1), closed: make(chan struct{}, 1),
 	}
 	if d.mounter == nil {
 		d.mounter = helperMounter{}
@@ -174,7 +178,17 @@ func (d *Daemon) Run(ctx, force context.Context, socket string) (err error) {
 		stopKernel()
 		err = errors.Join(err, <-kernelDone)
 	}()
+	if d.o.High > 0 {
+		d.background.Go(d.watchQuota)
+	}
 	d.log.Info("serving", "root", d.o.Root, "socket", socket, "transport", d.kernel.name())
+	var keep *os.File
+	if d.o.Handover {
+		keep = d.kernel.fd()
+	}
+	if err := notify(keep); err != nil {
+		d.log.Warn("the service manager does not know that the daemon serves, nor keeps its device", "err", err)
+	}
 	if err := d.serveAPI(ctx, l); err != nil {
 		return fmt.Errorf("serve API at %s: %w", socket, err)
 	}

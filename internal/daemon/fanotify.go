@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 
 	"github.com/erofsd/erofsd/fanotify"
@@ -47,6 +48,9 @@ func (t *fanotifyTransport) name() string { return Fanotify }
 
 func (t *fanotifyTransport) serve(ctx context.Context) error { return t.group.Serve(ctx) }
 
+// fd is nil: a group without its marks' files is of no use to a later daemon.
+func (t *fanotifyTransport) fd() *os.File { return nil }
+
 func (t *fanotifyTransport) stats() api.Kernel {
 	s := t.group.Stats()
 	return api.Kernel{Events: s.Events, Denied: s.Denied, InFlight: s.InFlight, Malformed: s.Malformed}
@@ -65,6 +69,18 @@ func (t *fanotifyTransport) close(orderly bool) error {
 func (t *fanotifyTransport) add(context.Context, *image) error { return nil }
 
 func (t *fanotifyTransport) remove(*image) {}
+
+// What is kept is blobmgr's and the daemon's: the kernel has nothing of its own.
+func (t *fanotifyTransport) discard(imageKey, bool) error { return nil }
+
+func (t *fanotifyTransport) discardBlob(imageKey, string) error { return nil }
+
+func (t *fanotifyTransport) usage(k imageKey, id string) int64 {
+	if id == "" {
+		return 0
+	}
+	return t.d.blobs.Usage(k.domain, id)
+}
 
 func (t *fanotifyTransport) mount(ctx context.Context, img *image, s MountSpec) error {
 	s.Bootstrap = img.boot

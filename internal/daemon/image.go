@@ -208,6 +208,10 @@ func (d *Daemon) closeIfIdle(img *image) bool {
 		d.log.Warn("close image", "image", img.key.id, "err", err)
 	}
 	d.used(img.key)
+	select {
+	case d.closed <- struct{}{}:
+	default: // it is told already
+	}
 	return true
 }
 

@@ -18,6 +18,16 @@ func (d *Daemon) Status(context.Context) (api.Status, error) {
 		Version: Version(), PID: os.Getpid(), Root: d.o.Root, Transport: d.kernel.name(), Images: []api.Mount{},
 		Kernel: d.kernel.stats(),
 	}
+	all, err := d.listKept()
+	if err != nil {
+		return st, err
+	}
+	st.Kept, st.CacheBytes, st.CacheHigh = []api.Kept{}, d.usage(all), d.o.High
+	for _, k := range all {
+		st.Kept = append(st.Kept, api.Kept{
+			ID: k.key.id, DomainID: k.key.domain, Source: k.Label, Used: k.used, InUse: k.open, Pinned: k.Pinned,
+		})
+	}
 	var shown []*mount
 	d.mu.Lock()
 	for _, m := range d.mounts {

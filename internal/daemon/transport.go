@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 
 	"github.com/erofsd/erofsd/fanotify"
@@ -38,6 +39,14 @@ type transport interface {
 	idle(b *device) error
 	// completed is told when everything of b that its images can read is present.
 	completed(b *device)
+	// discard removes what the kernel's cache has of an image that is not open, of its
+	// own; with last its domain has no other image. discardBlob removes a blob of it.
+	discard(k imageKey, last bool) error
+	discardBlob(k imageKey, id string) error
+	// usage is how many bytes of disk a blob of k takes, or with id "" k's own data.
+	usage(k imageKey, id string) int64
+	// fd is the kernel's fd that a later daemon can go on with, nil if there is none.
+	fd() *os.File
 	stats() api.Kernel
 	// close lets go of the kernel. Unless the end is orderly it is still in use.
 	close(orderly bool) error

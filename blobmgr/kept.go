@@ -1,0 +1,38 @@
+package blobmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// ErrOpen says that a blob cannot be forgotten while an image has it open.
+var ErrOpen = errors.New("an image has it open")
+
+// Forget removes everything that is kept of the blob called id, as [Blob.ID] returns
+// it, in a domain. One that is open is an [ErrOpen]; one that is not kept is no error.
+func (m *Manager) Forget(ctx context.Context, domain, id string) error {
+	file := Source{Domain: domain}.scoped(id)
+	n, err := m.take(ctx, file)
+	if err != nil {
+		return fmt.Errorf("forget blob %s: %w", id, err)
+	}
+	defer m.drop(file, n)
+	defer n.turn.give()
+	if n.blob != nil {
+		return fmt.Errorf("forget blob %s: %w", id, ErrOpen)
+	}
+	// The table goes last: until then a later Open knows whose data are left.
+	for _, suffix := range []string{cleanSuffix, "", metaSuffix} {
+		if err := m.dir.remove(file + suffix); err != nil {
+			return fmt.Errorf("forget blob %s: %w", id, err)
+		}
+	}
+	return nil
+}
+
+// Usage returns how many bytes of disk the cache file of the blob called id takes, 0
+// when there is none.
+func (m *Manager) Usage(domain, id string) int64 {
+	return m.dir.usage(Source{Domain: domain}.scoped(id))
+}

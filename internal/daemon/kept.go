@@ -1,0 +1,219 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/erofsd/erofsd/blobmgr"
+	"github.com/erofsd/erofsd/internal/api"
+)
+
+// quotaEvery is how often the cache's size is compared with its limit.
+const quotaEvery = 30 * time.Second
+
+// A kept is an image of which something is on disk.
+type kept struct {
+	key imageKey
+	record
+	used time.Time
+	open bool // mounted, or still in use by the kernel
+}
+
+// listKept returns all images that are kept, the least recently used first.
+func (d *Daemon) listKept() ([]kept, error) {
+	entries, err := os.ReadDir(filepath.Join(d.o.Root, "images"))
+	if err != nil {
+		return nil, fmt.Errorf("list kept images: %w", err)
+	}
+	var all []kept
+	for _, e := range entries {
+		name, ok := strings.CutSuffix(e.Name(), recordSuffix)
+		if !ok {
+			continue
+		}
+		k := kept{key: parseImageKey(name)}
+		info, err := e.Info()
+		if err == nil {
+			k.used = info.ModTime()
+			k.record, err = d.readRecord(k.key)
+		}
+		if errors.Is(err, fs.ErrNotExist) { // removed meanwhile
+			continue
+		}
+		if err != nil {
+			d.log.Warn("the record of an image is damaged; it is as good as removed", "image", k.key.id, "err", err)
+		}
+		all = append(all, k)
+	}
+	d.mu.Lock()
+	for i := range all {
+		_, all[i].open = d.images[all[i].key]
+	}
+	d.mu.Unlock()
+	slices.SortFunc(all, func(a, b kept) int { return cmp.Or(a.used.Compare(b.used), cmp.Compare(a.key.id, b.key.id)) })
+	return all, nil
+}
+
+// Remove removes a kept image: its bootstrap, and those of its blobs that no other
+// image of its domain has. One that is mounted, or used though it is not, is a conflict.
+func (d *Daemon) Remove(ctx context.Context, r api.RemoveRequest) error {
+	d.reap()
+	domain := r.DomainID
+	if domain == defaultDomain {
+		domain = ""
+	}
+	all, err := d.listKept()
+	if err != nil {
+		return err
+	}
+	found := false
+	for _, k := range all {
+		if k.key.domain != domain || k.key.id != r.Image && k.Label != r.Image {
+			continue
+		}
+		found = true
+		if k.open {
+			return api.Conflict(fmt.Errorf("remove image %s: it is in use; unmount it first (see erofsctl status)", r.Image))
+		}
+		if err := d.removeKept(ctx, k); err != nil {
+			return fmt.Errorf("remove image %s: %w", r.Image, err)
+		}
+		d.log.Info("removed", "image", k.key.id)
+	}
+	if !found {
+		return api.NotFound(fmt.Errorf("remove image %s: nothing is kept of it (see erofsctl status)", r.Image))
+	}
+	return nil
+}
+
+// removeKept removes k, which is not open. An image that is mounted meanwhile keeps its
+// blobs.
+func (d *Daemon) removeKept(ctx context.Context, k kept) error {
+	if err := d.removing.take(ctx); err != nil {
+		return err
+	}
+	defer d.removing.give()
+	all, err := d.listKept()
+	if err != nil {
+		return err
+	}
+	shared := map[string]bool{} // blobs and layers of other images
+	last := true
+	for _, o := range all {
+		if o.key == k.key {
+			if o.open {
+				return errors.New("it has been mounted meanwhile")
+			}
+			continue
+		}
+		shared[o.Layer] = true
+		if o.key.domain == k.key.domain {
+			last = false
+			for _, b := range o.Blobs {
+				shared[b] = true
+			}
+		}
+	}
+	var errs []error
+	for _, b := range k.Blobs {
+		if !shared[b] {
+			errs = append(errs, d.removeBlob(ctx, k.key, b))
+		}
+	}
+	errs = append(errs, d.kernel.discard(k.key, last))
+	names := []string{d.file(k.key, bootSuffix), d.file(k.key, recordSuffix)}
+	if k.Layer != "" && !shared[k.Layer] {
+		names = append(names, filepath.Join(d.o.Root, "images", filepath.Base(k.Layer)))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err // the record stays, so that it can be tried again
+	}
+	for _, name := range names {
+		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeBlob removes a blob of k from the cache, unless an image has opened it since.
+func (d *Daemon) removeBlob(ctx context.Context, k imageKey, id string) error {
+	if err := d.kernel.discardBlob(k, id); err != nil {
+		return err
+	}
+	if err := d.blobs.Forget(ctx, k.domain, id); err != nil && !errors.Is(err, blobmgr.ErrOpen) {
+		return err
+	}
+	return nil
+}
+
+// usage returns how many bytes of disk the images take; what they share counts once.
+func (d *Daemon) usage(all []kept) int64 {
+	counted := map[imageKey]bool{} // a domain and a blob
+	n := int64(0)
+	for _, k := range all {
+		n += d.kernel.usage(k.key, "")
+		for _, b := range k.Blobs {
+			if key := (imageKey{k.key.domain, b}); !counted[key] {
+				counted[key] = true
+				n += d.kernel.usage(k.key, b)
+			}
+		}
+	}
+	return n
+}
+
+// watchQuota keeps the cache below its limit until the daemon ends.
+func (d *Daemon) watchQuota() {
+	t := time.NewTicker(quotaEvery)
+	defer t.Stop()
+	for {
+		if err := d.evict(d.ctx); err != nil && d.ctx.Err() == nil {
+			d.log.Warn("make room in the cache", "err", err)
+		}
+		select {
+		case <-d.ctx.Done():
+			return
+		case <-t.C:
+		case <-d.closed: // there may be something to remove now
+		}
+	}
+}
+
+// evict removes images that are neither used nor pinned when the cache takes more than
+// Options.High, until it takes no more than Options.Low.
+func (d *Daemon) evict(ctx context.Context) error {
+	all, err := d.listKept()
+	if err != nil {
+		return err
+	}
+	n := d.usage(all)
+	if n <= d.o.High {
+		return nil
+	}
+	for i, k := range all {
+		if k.open || k.Pinned {
+			continue
+		}
+		if err := d.removeKept(ctx, k); err != nil {
+			d.log.Warn("cannot remove an image from the full cache", "image", k.key.id, "err", err)
+			continue
+		}
+		all[i] = kept{key: k.key}
+		before := n
+		n = d.usage(all)
+		d.log.Info("removed an image from the full cache", "image", k.key.id, "bytes", before-n)
+		if n <= d.o.Low {
+			return nil
+		}
+	}
+	return fmt.Errorf("it takes %d bytes, more than its low mark of %d, with all that is left mounted or pinned", n, d.o.Low)
+}
