@@ -5,6 +5,7 @@ package debian
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -40,9 +41,12 @@ var (
 	Qemu       = Tool{"qemu-system-x86_64", "qemu-system-x86"}
 )
 
+// ErrMissing is what every error of Ensure is.
+var ErrMissing = errors.New("missing Debian packages")
+
 // Ensure installs the packages of those tools that are missing, when it runs as
 // root on a machine with apt; progress is told before. Otherwise, and when apt
-// cannot, the error names the packages.
+// cannot, the error is an ErrMissing that names the packages.
 func Ensure(ctx context.Context, progress func(string), tools ...Tool) error {
 	var missing []string
 	for _, t := range tools {
@@ -55,14 +59,14 @@ func Ensure(ctx context.Context, progress func(string), tools ...Tool) error {
 	}
 	list := strings.Join(missing, " ")
 	if os.Geteuid() != 0 {
-		return fmt.Errorf("missing Debian packages, and only root can install them: apt-get install %s", list)
+		return fmt.Errorf("%w, and only root can install them: apt-get install %s", ErrMissing, list)
 	}
 	progress("installing " + list)
 	if err := apt(ctx, "update"); err != nil {
-		return fmt.Errorf("needs the Debian packages %s: %w", list, err)
+		return fmt.Errorf("%w %s: %w", ErrMissing, list, err)
 	}
 	if err := apt(ctx, append([]string{"install", "-y", "--no-install-recommends"}, missing...)...); err != nil {
-		return fmt.Errorf("needs the Debian packages %s: %w", list, err)
+		return fmt.Errorf("%w %s: %w", ErrMissing, list, err)
 	}
 	return nil
 }

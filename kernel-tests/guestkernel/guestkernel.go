@@ -89,11 +89,12 @@ func Find(ctx context.Context, row string) (*Kernel, error) {
 
 // Build returns the row's kernel and makes it first when there is none in the cache:
 // that takes 5 to 10 minutes on two processors, and progress is told every step.
-// Several processes may call it at once. To build needs a Debian 12 for amd64, and
-// root or the packages that the error names.
+// Several processes may call it at once. A machine that is no amd64 gets an
+// errors.ErrUnsupported, one without the packages, and no way to install them, a
+// debian.ErrMissing.
 func Build(ctx context.Context, row string, progress func(string)) (*Kernel, error) {
 	if runtime.GOARCH != "amd64" {
-		return nil, fmt.Errorf("build guest kernel %s: there is a configuration only for amd64, and this is %s", row, runtime.GOARCH)
+		return nil, fmt.Errorf("build guest kernel %s on %s, there is a configuration only for amd64: %w", row, runtime.GOARCH, errors.ErrUnsupported)
 	}
 	if k, err := Find(ctx, row); err == nil {
 		return k, nil

@@ -158,9 +158,11 @@ func (s *summary) endPackage(p *packageRun, e event, build []string) {
 				fmt.Fprintf(s.w, "%s", strings.Join(out, ""))
 			}
 		}
+	case e.Action == "fail": // what a guest's kernel said is here
+		fmt.Fprint(s.w, strings.Join(p.output[""], ""))
 	case e.Action == "pass" && p.passed+p.skipped > 0:
 		fmt.Fprintf(s.w, "ok    %-36s %4d passed %3d skipped %6.1f s\n", name, p.passed, p.skipped, e.Elapsed)
-	case e.Action != "pass" && e.Action != "fail":
+	case e.Action != "pass":
 		return
 	}
 	s.passed += p.passed

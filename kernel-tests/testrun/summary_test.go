@@ -16,6 +16,7 @@ func TestSummary(t *testing.T) {
 {"Action":"pass","Package":"github.com/erofsd/erofsd/a","Elapsed":1.5}
 {"Action":"output","Package":"github.com/erofsd/erofsd/b","Test":"TestBad","Output":"    b_test.go:9: got 1, want 2\n"}
 {"Action":"fail","Package":"github.com/erofsd/erofsd/b","Test":"TestBad"}
+{"Action":"output","Package":"github.com/erofsd/erofsd/b","Output":"vm: the guest's kernel complains\n"}
 {"Action":"fail","Package":"github.com/erofsd/erofsd/b"}
 {"ImportPath":"github.com/erofsd/erofsd/c","Action":"build-output","Output":"c.go:1: undefined: x\n"}
 {"Action":"fail","Package":"github.com/erofsd/erofsd/c","FailedBuild":"github.com/erofsd/erofsd/c"}
@@ -33,7 +34,7 @@ func TestSummary(t *testing.T) {
 	got := out.String()
 	for _, want := range []string{
 		"\n2 passed, 3 failed, 1 skipped\nskipped: needs root (1)\n",
-		"FAIL  b TestBad\n    b_test.go:9: got 1, want 2\n",
+		"FAIL  b TestBad\n    b_test.go:9: got 1, want 2\nvm: the guest's kernel complains\n",
 		"FAIL  c\nc.go:1: undefined: x\n",
 		"left behind: a goroutine",
 		"ok    a ",

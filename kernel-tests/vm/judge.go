@@ -13,8 +13,11 @@ import (
 // lib/bug.c, kernel/panic.c, kernel/hung_task.c, mm/kasan/report.c, 6.1.
 var complaint = regexp.MustCompile(`\b(BUG|WARNING|KASAN|UBSAN):|\bOops\b|general protection fault|blocked for more than \d+ seconds|Kernel panic`)
 
-// logLines is how much of a kernel's log is worth reading.
-const logLines = 100
+// How much of a kernel's log is worth reading after a complaint and otherwise.
+const (
+	complaintLines = 100
+	failureLines   = 40
+)
 
 // judge says what happened, where the program did not say it itself, and returns the
 // exit code.
@@ -46,7 +49,7 @@ func (o *outcome) logExcerpt() string {
 	if at := complaint.FindStringIndex(o.kernelLog); at != nil {
 		from := strings.LastIndex(o.kernelLog[:at[0]], "\n") + 1
 		lines := strings.SplitAfter(o.kernelLog[from:], "\n")
-		return strings.Join(lines[:min(len(lines), logLines)], "")
+		return strings.Join(lines[:min(len(lines), complaintLines)], "")
 	}
 	lines := strings.SplitAfter(o.kernelLog, "\n")
 	at := func(mark string) int {
@@ -56,5 +59,5 @@ func (o *outcome) logExcerpt() string {
 		lines = lines[:end]
 	}
 	lines = lines[at(startMark)+1:]
-	return strings.Join(lines[max(0, len(lines)-logLines):], "")
+	return strings.Join(lines[max(0, len(lines)-failureLines):], "")
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -26,20 +27,15 @@ func (m *machine) prepare(row string, command []string) error {
 		}
 		m.job.Args = append([]string{filepath.Join(programDir, filepath.Base(name))}, command[1:]...)
 	}
-	mustRun := []string{"root", "cachefiles"}
 	root := moduleRoot(dir)
-	folders := []string{root}
-	if shared := filepath.Join(root, "..", "shared"); isDir(shared) {
+	shared := filepath.Join(root, "..", "shared")
+	fixtures := cmp.Or(os.Getenv("EROFSD_FIXTURES"), filepath.Join(shared, "fixtures", "rafs-v6"))
+	folders, mustRun := []string{root}, "root,cachefiles"
+	if isDir(shared) {
 		folders = append(folders, shared)
 	}
-	fixtures := os.Getenv("EROFSD_FIXTURES")
-	if fixtures != "" {
-		folders = append(folders, fixtures)
-	} else {
-		fixtures = filepath.Join(root, "..", "shared", "fixtures", "rafs-v6")
-	}
 	if isDir(fixtures) {
-		mustRun = append(mustRun, "fixtures")
+		folders, mustRun = append(folders, fixtures), mustRun+",fixtures"
 	}
 	if m.job.Shares, err = shares(folders); err != nil {
 		return err
@@ -48,7 +44,7 @@ func (m *machine) prepare(row string, command []string) error {
 	m.job.Env = []string{
 		"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "USER=root", "LANG=C.UTF-8",
 		"TMPDIR=" + filepath.Join(cacheDir, "tmp"), "EROFSD_TEST_DIR=" + cacheDir, "EROFSD_TEST_SMALL_DIR=" + smallDir,
-		"EROFSD_GUEST=" + row, "EROFSD_FIXTURES=" + fixtures, "TEST_MUST_RUN=" + strings.Join(mustRun, ","),
+		"EROFSD_GUEST=" + row, "EROFSD_FIXTURES=" + fixtures, "TEST_MUST_RUN=" + mustRun,
 	}
 	for _, name := range passedOn {
 		if value, ok := os.LookupEnv(name); ok {
