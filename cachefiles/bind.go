@@ -81,7 +81,7 @@ func checkDir(dir string) error {
 		return err
 	}
 	if !st.IsDir() {
-		return fmt.Errorf("not a directory: %w", unix.ENOTDIR)
+		return unix.ENOTDIR
 	}
 	var s unix.Statfs_t
 	if err := unix.Statfs(dir, &s); err != nil {

@@ -147,8 +147,9 @@ func (d *Device) InUse(k Key) (bool, error) {
 	return false, nil
 }
 
-// Cull deletes the object of k. The error is [ErrInUse] when it is live, and
-// fs.ErrNotExist when it is not on disk.
+// Cull deletes the object of k. The error is [ErrInUse] while it is live, and for
+// a moment after its Close: the kernel puts it in order then. It is
+// fs.ErrNotExist when the object is not on disk.
 func (d *Device) Cull(k Key) error {
 	if err := k.Validate(); err != nil {
 		return err
