@@ -25,7 +25,7 @@ import (
 // Options configures a Daemon. Only Root is required.
 type Options struct {
 	Root         string        // directory of metadata and, for fanotify, caches; made with mode 0700
-	Logger       *slog.Logger  // nil: discard
+	Logger       *slog.Logger  `json:"-"` // nil: discard
 	NoCompletion bool          // do not fetch the rest of an image after its first reads
 	FillTimeout  time.Duration // a kernel request fails after this long; default 60 s
 	Transport    string        // Auto (default), Fanotify or Cachefiles
@@ -34,7 +34,7 @@ type Options struct {
 	Fscache     string   // the kernel's cache directory; default Root/fscache
 	FscacheTag  string   // its tag; default erofsd. Mounts of a dead daemon need the same again
 	FillThreads int      // reads that wait for data at a time; default 1024
-	Device      *os.File // /dev/cachefiles as an earlier daemon left it, bound to Fscache
+	Device      *os.File `json:"-"` // /dev/cachefiles as an earlier daemon left it, bound to Fscache
 	// Handover leaves images mounted at the end, for a later daemon that gets Device:
 	// somebody else holds it meanwhile.
 	Handover bool
@@ -44,7 +44,7 @@ type Options struct {
 	// defaults to nine tenths of High.
 	High, Low int64
 
-	Kernel FakeKernel // for tests
+	Kernel FakeKernel `json:"-"` // for tests
 }
 
 // A FakeKernel stands in for the real one: a device or a group, and who mounts.

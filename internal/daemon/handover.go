@@ -66,14 +66,24 @@ func notify(device *os.File) error {
 	return nil
 }
 
+// send sends device to be kept.
 func send(c *net.UnixConn, device *os.File) error {
+	to, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
 	raw, err := device.SyscallConn()
 	if err != nil {
 		return err
 	}
-	var werr error
+	var serr error
 	err = raw.Control(func(fd uintptr) {
-		_, _, werr = c.WriteMsgUnix([]byte("FDSTORE=1\nFDNAME="+deviceName+"\nFDPOLL=0\n"), syscall.UnixRights(int(fd)), nil)
+		message := []byte("FDSTORE=1\nFDNAME=" + deviceName + "\nFDPOLL=0\n")
+		err := to.Write(func(socket uintptr) bool {
+			serr = syscall.Sendmsg(int(socket), message, syscall.UnixRights(int(fd)), nil, 0)
+			return !errors.Is(serr, syscall.EAGAIN)
+		})
+		serr = errors.Join(serr, err)
 	})
-	return errors.Join(err, werr)
+	return errors.Join(err, serr)
 }

@@ -3,6 +3,7 @@ package daemon
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
@@ -10,7 +11,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -20,6 +20,7 @@ import (
 	"github.com/erofsd/erofsd/cachefiles"
 	"github.com/erofsd/erofsd/fanotify"
 	"github.com/erofsd/erofsd/internal/api"
+	"github.com/erofsd/erofsd/internal/kernel"
 	"github.com/erofsd/erofsd/internal/testenv"
 )
 
@@ -33,16 +34,27 @@ func TestMain(m *testing.M) {
 		os.Exit(Helper(os.Args, os.Stdout))
 	case IsGuard(os.Args):
 		os.Exit(Guard(os.Args))
+	case os.Args[0] == managedName:
+		panic(runManaged())
 	case os.Args[0] == daemonName:
-		os.Exit(runDaemon(os.Args[1], os.Args[2], os.Args[3] == "true"))
+		os.Exit(runDaemon(os.Args[1], os.Args[2]))
 	}
 	testenv.Main(m)
 }
 
-// runDaemon is a small copy of cmd/erofsd.
-func runDaemon(root, socket string, noCompletion bool) int {
+// runDaemon is a small copy of cmd/erofsd; options are Options in JSON.
+func runDaemon(options, socket string) int {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	d, err := New(Options{Root: root, Logger: log, NoCompletion: noCompletion, FillTimeout: 20 * time.Second})
+	var o Options
+	err := json.Unmarshal([]byte(options), &o)
+	o.Logger, o.FillTimeout = log, 20*time.Second
+	if err == nil {
+		o.Device, err = InheritedDevice()
+	}
+	var d *Daemon
+	if err == nil {
+		d, err = New(o)
+	}
 	if err == nil {
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 		defer stop()
@@ -69,6 +81,10 @@ type testDaemon struct {
 type daemonOptions struct {
 	root       string // "": a new one on a file system that can do it
 	completion bool
+	high, low  int64
+	handover   bool
+	// start starts the daemon; nil: as a child of the test.
+	start func(*exec.Cmd) error
 }
 
 // newRoot returns a directory for a daemon. It is not t.TempDir alone, because that may be a tmpfs.
@@ -92,14 +108,23 @@ func startDaemon(t testing.TB, o daemonOptions) *testDaemon {
 	if o.root == "" {
 		o.root = newRoot(t)
 	}
-	needTransport(t, o.root)
+	if o.start == nil {
+		needTransport(t, o.root)
+	}
 	d := &testDaemon{root: o.root, socket: filepath.Join(o.root, "sock"), log: &syncBuffer{}, ended: make(chan struct{})}
 	d.Client = api.NewClient(d.socket)
 	d.cmd = exec.Command("/proc/self/exe")
-	d.cmd.Args = []string{daemonName, d.root, d.socket, strconv.FormatBool(!o.completion)}
+	options, err := json.Marshal(Options{Root: d.root, NoCompletion: !o.completion, High: o.high, Low: o.low, Handover: o.handover})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.cmd.Args = []string{daemonName, string(options), d.socket}
 	d.cmd.Stderr = d.log
 	d.cmd.WaitDelay = 100 * time.Millisecond // the guard may outlive it and holds the pipe
-	if err := d.cmd.Start(); err != nil {
+	if o.start == nil {
+		o.start = (*exec.Cmd).Start
+	}
+	if err := o.start(d.cmd); err != nil {
 		t.Fatal(err)
 	}
 	go func() {
@@ -126,7 +151,11 @@ func startDaemon(t testing.TB, o daemonOptions) *testDaemon {
 func needTransport(t testing.TB, root string) {
 	t.Helper()
 	if err := fanotify.Supported(root); err != nil {
-		if cerr := cachefiles.Supported("", root); cerr != nil {
+		cerr := cachefiles.Supported("", root)
+		if cerr != nil && !errors.Is(cerr, kernel.ErrNotSupported) {
+			t.Fatal(cerr)
+		}
+		if cerr != nil {
 			testenv.Kernel(t, "fanotify", errors.Join(err, cerr))
 		}
 	}
