@@ -30,10 +30,8 @@ func main() {
 	if daemon.IsGuard(os.Args) {
 		os.Exit(daemon.Guard(os.Args))
 	}
-	if err := run(os.Args[1:]); err != nil {
-		if !errors.Is(err, flag.ErrHelp) {
-			fmt.Fprintln(os.Stderr, "erofsd:", err)
-		}
+	if err := run(os.Args[1:]); err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(os.Stderr, "erofsd:", err)
 		os.Exit(1)
 	}
 }

@@ -57,15 +57,14 @@ func startCachefiles(d *Daemon) (_ transport, err error) {
 		d: d, device: d.o.Kernel.Device,
 		objects: map[cachefiles.Key]served{}, live: map[cachefiles.Key]int{},
 	}
-	dir := d.o.cacheDir()
 	switch {
 	case t.device != nil: // bound by whoever made it
 		t.inherited = d.o.Kernel.Inherited
 	case d.o.Device != nil:
 		t.inherited = true
-		t.device, err = cachefiles.NewDevice(d.o.Device, dir)
+		t.device, err = cachefiles.NewDevice(d.o.Device, d.o.cacheDir())
 	default:
-		t.device, err = openDevice(d.o, dir)
+		t.device, err = openDevice(d.o)
 	}
 	if err != nil {
 		return nil, err
@@ -76,18 +75,19 @@ func startCachefiles(d *Daemon) (_ transport, err error) {
 	return t, nil
 }
 
-// openDevice opens and binds the device.
-func openDevice(o Options, dir string) (*cachefiles.Device, error) {
-	if dir == o.defaultCacheDir() {
-		if err := privateDir(dir); err != nil {
-			return nil, err
-		}
-	}
+// openDevice opens and binds the device. A directory that the user has named must exist.
+func openDevice(o Options) (*cachefiles.Device, error) {
 	device, err := cachefiles.Open("")
 	if err != nil {
 		return nil, err
 	}
-	if err := device.Bind(cachefiles.BindOptions{Dir: dir, Tag: o.FscacheTag}); err != nil {
+	if o.Fscache == "" {
+		err = privateDir(o.cacheDir())
+	}
+	if err == nil {
+		err = device.Bind(cachefiles.BindOptions{Dir: o.cacheDir(), Tag: o.FscacheTag})
+	}
+	if err != nil {
 		return nil, errors.Join(err, device.Close())
 	}
 	return device, nil

@@ -55,9 +55,7 @@ type FakeKernel struct {
 	Mounter   Mounter
 }
 
-func (o Options) defaultCacheDir() string { return filepath.Join(o.Root, "fscache") }
-
-func (o Options) cacheDir() string { return cmp.Or(o.Fscache, o.defaultCacheDir()) }
+func (o Options) cacheDir() string { return cmp.Or(o.Fscache, filepath.Join(o.Root, "fscache")) }
 
 // A Daemon serves images. New makes one that can mount at once; Run answers
 // the kernel and the API until it is told to stop.
@@ -98,6 +96,22 @@ func New(o Options) (*Daemon, error) {
 	if o.High > 0 && o.Low == 0 {
 		o.Low = o.High / 10 * 9
 	}
+	if o.Transport == Cachefiles && o.Device == nil && o.Kernel.Device == nil {
+		// Before anything else is made: a start that fails changes nothing.
+		device, err := openDevice(o)
+		if err != nil {
+			return nil, err
+		}
+		o.Kernel.Device = device
+	}
+	d, err := newDaemon(o)
+	if err != nil && o.Kernel.Device != nil {
+		err = errors.Join(err, o.Kernel.Device.Close())
+	}
+	return d, err
+}
+
+func newDaemon(o Options) (*Daemon, error) {
 	// Only what is ours alone is closed to others: root may be a directory of the user's.
 	for _, dir := range []string{"images", "cache"} {
 		if err := privateDir(filepath.Join(o.Root, dir)); err != nil {
