@@ -117,6 +117,14 @@ func TestKernelRestart(t *testing.T) {
 		return err
 	})
 	until(t, "Fill runs", func() bool { return img.blob.active.Load() > 0 })
+	other := newImage(t, "dom5", "img5b", "blob5b", 64<<10)
+	other.boot.open = func(ctx context.Context, _ *blob) (Object, error) { <-ctx.Done(); return nil, ctx.Err() }
+	h.mu.Lock()
+	h.list[other.boot.key], h.list[other.blob.key] = other.boot, other.blob
+	h.mu.Unlock()
+	var mo *mounted
+	mounting := later(func() (err error) { mo, err = tryMount(t, other); return err })
+	until(t, "the handler is asked", func() bool { return other.boot.opens.Load() > 0 })
 
 	var held *os.File // as another process would have it
 	conn, err := d.File().SyscallConn()
@@ -140,7 +148,7 @@ func TestKernelRestart(t *testing.T) {
 		t.Error(err)
 	}
 
-	img.blob.fill = nil
+	img.blob.fill, other.boot.open = nil, nil
 	if d, err = NewDevice(held, dir); err != nil {
 		t.Fatal(err)
 	}
@@ -152,6 +160,11 @@ func TestKernelRestart(t *testing.T) {
 	if err := get(t, read); err != nil {
 		t.Error(err)
 	}
+	if err := get(t, mounting); err != nil {
+		t.Fatal(err)
+	}
+	mo.check(0, len(other.blob.data))
+	mo.unmount()
 	m.check(0, len(img.blob.data))
 	m.unmount()
 	closedAll(t, s)
@@ -357,6 +370,10 @@ func TestKernelDiskFull(t *testing.T) {
 	if err, _ := failed.Load().(error); !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("WriteAt with a full disk: %v", err)
 	}
+	until(t, "the kernel wants something culled", func() bool {
+		_, _ = m.read(512<<10, page)
+		return s.Stats().PollCull > 0
+	})
 	m.check(0, page)
 	if err := errors.Join(f.Close(), os.Remove(ballast)); err != nil {
 		t.Fatal(err)

@@ -105,7 +105,7 @@ func (r *session) open(o *object, id uint32, start time.Time) {
 		r.release(o, errRefused)
 		return
 	}
-	o.err = r.callOpened(ctx, found, o.file)
+	o.err = r.callOpened(o)
 	if o.err != nil {
 		r.logFailure("use an object's file: its reads will fail until it is opened again", o, o.err)
 	}
@@ -248,13 +248,17 @@ func (r *session) release(o *object, why error) {
 	})
 }
 
-func (r *session) callOpened(ctx context.Context, o Object, f *File) (err error) {
+// callOpened hands the file over, with a time of its own: the handler may have
+// used up the OPEN's.
+func (r *session) callOpened(o *object) (err error) {
+	ctx, cancel := context.WithTimeout(o.ctx, r.o.Deadline)
+	defer cancel()
 	defer func() {
 		if p := recover(); p != nil {
 			err = r.panicked("Opened", p)
 		}
 	}()
-	return o.Opened(ctx, f)
+	return o.object.Opened(ctx, o.file)
 }
 
 func (r *session) callClose(o Object) (err error) {

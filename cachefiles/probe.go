@@ -16,29 +16,34 @@ const probeTag = "erofsd-probe"
 // user namespace. The error is a *kernel.UnsupportedError that names the one
 // missing thing when the kernel or dir's file system cannot do it; any other
 // error means that it could not be tried, as when another daemon has the device.
-func Supported(device, dir string) (err error) {
+func Supported(device, dir string) error {
 	d, err := Open(device)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, d.Close()) }()
-	dir, err = filepath.Abs(dir)
-	if err != nil {
-		return fmt.Errorf("probe %s: %w", feature, err)
-	}
-	scratch, err := os.MkdirTemp(dir, ".erofsd-probe-*")
-	if err != nil {
-		return fmt.Errorf("probe %s: %w", feature, err)
-	}
-	defer func() {
-		// The kernel lets go of the directories with the device.
-		err = errors.Join(err, d.Close(), os.RemoveAll(scratch))
-	}()
-	if err := d.Bind(BindOptions{Dir: scratch, Tag: probeTag}); err != nil {
-		return fmt.Errorf("probe %s: %w", feature, err)
-	}
-	if err := d.Restore(); err != nil {
+	if err := probe(d, dir); err != nil {
 		return fmt.Errorf("probe %s: %w", feature, err)
 	}
 	return nil
+}
+
+// probe tries d in a directory below dir, and closes it.
+func probe(d *Device, dir string) (err error) {
+	defer func() { err = errors.Join(err, d.Close()) }()
+	dir, err = filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	scratch, err := os.MkdirTemp(dir, ".erofsd-probe-*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		// The kernel lets go of the directory when the device is closed.
+		err = errors.Join(err, d.Close(), os.RemoveAll(scratch))
+	}()
+	if err := d.Bind(BindOptions{Dir: scratch, Tag: probeTag}); err != nil {
+		return err
+	}
+	return d.Restore()
 }

@@ -59,11 +59,14 @@ func (s *Server) Serve(ctx context.Context) error {
 		return errors.New("serve cachefiles device: it is being served already")
 	}
 	defer s.serving.Store(false)
+	if s.d.dir == "" {
+		return errors.New("serve cachefiles device: bind it first")
+	}
 	conn, err := s.d.f.SyscallConn()
 	if err != nil {
 		return fmt.Errorf("serve cachefiles device: %w", err)
 	}
-	r := newSession(s, ctx, conn)
+	r := newSession(ctx, s, conn)
 	err = r.loop(ctx)
 	r.end(err == nil)
 	if err != nil {
@@ -96,7 +99,7 @@ type session struct {
 	left     bool // answers are left to a successor
 }
 
-func newSession(s *Server, ctx context.Context, conn syscall.RawConn) *session {
+func newSession(ctx context.Context, s *Server, conn syscall.RawConn) *session {
 	r := &session{Server: s, conn: conn, objects: make(map[uint32]*object), refusals: make(map[Key]refusal)}
 	r.base, r.abort = context.WithCancelCause(context.WithoutCancel(ctx))
 	return r
