@@ -262,7 +262,7 @@ func (t *cachefilesTransport) adopt(ctx context.Context) error {
 }
 
 // Open finds the object of a key. After a restart every key is accepted: refusing it
-// would make a reader that waits for it ask for ever.
+// would make a reader that waits for it ask for ever. Its reads fail.
 func (t *cachefilesTransport) Open(_ context.Context, k cachefiles.Key) (cachefiles.Object, error) {
 	t.opens.Add(1)
 	t.mu.Lock()
@@ -272,11 +272,9 @@ func (t *cachefilesTransport) Open(_ context.Context, k cachefiles.Key) (cachefi
 	case s != nil:
 		o.size = s.Size()
 	case t.inherited:
-		st, err := os.Lstat(filepath.Join(t.device.Dir(), k.Path()))
-		if err != nil {
-			return nil, fmt.Errorf("no mounted image has %s in %s: %w", k.Cookie, k.Volume, syscall.ENOENT)
-		}
-		o.size = st.Size()
+		if st, err := os.Lstat(filepath.Join(t.device.Dir(), k.Path())); err == nil {
+			o.size = st.Size()
+		} // else nobody knows it: the kernel will throw its file away
 	default:
 		return nil, fmt.Errorf("no mounted image has %s in %s: %w", k.Cookie, k.Volume, syscall.ENOENT)
 	}

@@ -196,11 +196,7 @@ func (d *Daemon) Run(ctx, force context.Context, socket string) (err error) {
 		d.background.Go(d.watchQuota)
 	}
 	d.log.Info("serving", "root", d.o.Root, "socket", socket, "transport", d.kernel.name())
-	var keep *os.File
-	if d.o.Handover {
-		keep = d.kernel.fd()
-	}
-	if err := notify(keep); err != nil {
+	if err := notify(d.handedOver()); err != nil {
 		d.log.Warn("the service manager does not know that the daemon serves, nor keeps its device", "err", err)
 	}
 	if err := d.serveAPI(ctx, l); err != nil {
@@ -210,6 +206,14 @@ func (d *Daemon) Run(ctx, force context.Context, socket string) (err error) {
 		orderly = d.shutdown(ctx, force)
 	}
 	return nil
+}
+
+// handedOver is what the service manager keeps for the next daemon, nil if nothing.
+func (d *Daemon) handedOver() *os.File {
+	if !d.o.Handover {
+		return nil
+	}
+	return d.kernel.fd()
 }
 
 // serveAPI answers the API until ctx is done. The listener's socket is removed with it.

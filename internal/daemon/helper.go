@@ -63,8 +63,12 @@ func helperRun(args []string) error {
 		}
 		return helperMount(n, args[0])
 	case operation == "mount-fscache" && len(args) >= 3: // BOOTSTRAP FSID DOMAIN COOKIE...
+		source := args[0] // only shown
+		if len(source) > maxValue {
+			source = args[1]
+		}
 		return erofs.Mount(erofs.MountOptions{
-			Source: args[0], FSID: args[1], Domain: args[2], Devices: args[3:], TargetFD: helperTargetFD,
+			Source: source, FSID: args[1], Domain: args[2], Devices: args[3:], TargetFD: helperTargetFD,
 		})
 	case operation == "clone" && len(args) == 2: // PATH MAJOR:MINOR
 		return erofs.Clone(args[0], args[1], helperTargetFD)
@@ -77,11 +81,13 @@ func helperRun(args []string) error {
 	}
 }
 
+// maxValue is what fsconfig(2) takes in a string, in bytes (fs/fsopen.c, 6.18).
+const maxValue = 255
+
 // helperMount mounts from the descriptors. boot is the bootstrap's path in the
 // daemon's own directory; where it is not too long for the kernel it is used
 // instead of the descriptor, so that the table of mounts says whose mount it is.
 func helperMount(devices int, boot string) error {
-	const maxValue = 255 // fs/fsopen.c, fsconfig(2), 6.18
 	if len(boot) > maxValue {
 		boot = fdPath(helperBootFD)
 	}

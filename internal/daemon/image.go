@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"time"
 
@@ -75,9 +76,15 @@ func (d *Daemon) admit(ctx context.Context, img *image, src *source) {
 	}
 }
 
+// errRemoved says that somebody removed the image between its resolve and its open.
+var errRemoved = errors.New("the image was removed meanwhile")
+
 // open admits src's bootstrap and opens its blobs.
 func (d *Daemon) open(ctx context.Context, img *image, src *source) (err error) {
 	img.boot, err = os.Open(src.boot)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w: %w", errRemoved, err)
+	}
 	if err != nil {
 		return fmt.Errorf("open bootstrap: %w", err)
 	}

@@ -136,6 +136,18 @@ func (d *Daemon) removeKept(ctx context.Context, k kept) error {
 	if err := errors.Join(errs...); err != nil {
 		return err // the record stays, so that it can be tried again
 	}
+	return d.removeFiles(k.key, names)
+}
+
+// removeFiles removes what an image has in root/images, unless it is being opened: then
+// they are that image's by now.
+func (d *Daemon) removeFiles(k imageKey, names []string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock() // over a few unlinks
+	if d.images[k] != nil {
+		return nil
+	}
+	var errs []error
 	for _, name := range names {
 		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)

@@ -137,6 +137,11 @@ func (d *Daemon) mount(ctx context.Context, m *mount, r api.MountRequest) (*imag
 		return nil, err
 	}
 	img, err := d.acquire(ctx, src)
+	if errors.Is(err, errRemoved) {
+		if src, err = d.resolve(ctx, r); err == nil {
+			img, err = d.acquire(ctx, src)
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -311,7 +316,7 @@ func (d *Daemon) reap() {
 // is done: without us the kernel would give its readers zeros. It returns
 // whether nobody needs us any more.
 func (d *Daemon) shutdown(ctx, force context.Context) bool {
-	if d.o.Handover {
+	if d.handedOver() != nil {
 		d.log.Info("leaving the images mounted for the next daemon")
 		return true
 	}

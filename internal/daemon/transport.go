@@ -55,6 +55,9 @@ type transport interface {
 // startTransport meets the kernel in the way that o asks for. Auto takes cachefiles
 // where the kernel or Root's file system cannot do fanotify.
 func startTransport(d *Daemon) (transport, error) {
+	if d.o.Handover && os.Getenv("NOTIFY_SOCKET") == "" {
+		return nil, errors.New("--handover needs a service manager that keeps the device (NOTIFY_SOCKET is not set)")
+	}
 	switch o := d.o; {
 	case o.Kernel.Device != nil, o.Device != nil, o.Transport == Cachefiles:
 		return startCachefiles(d)
