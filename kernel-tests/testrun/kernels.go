@@ -20,6 +20,7 @@ import (
 // whose name matches the pattern.
 var guestTests = []struct{ folder, run string }{
 	{"./internal/kernel", "."},
+	{"./cachefiles", "^TestKernel"},
 }
 
 // bootTests are those of kernel-tests/vm that boot guests themselves, which they can
