@@ -125,7 +125,7 @@ func bindError(err error, o BindOptions) error {
 		return busyError(err, o.Tag)
 	case errors.Is(err, unix.EROFS):
 		return fmt.Errorf("the file system is read-only: %w", err)
-	case errors.Is(err, unix.ENOBUFS):
+	case errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return fmt.Errorf("the file system is full: %s: %w", room(o.Dir), err)
 	case errors.Is(err, unix.ERANGE):
 		return fmt.Errorf("the limits of free space contradict each other: somebody else has changed them: %w", err)

@@ -21,6 +21,8 @@ import (
 var guestTests = []struct{ folder, run string }{
 	{"./internal/kernel", "."},
 	{"./cachefiles", "^TestKernel"},
+	{"./cmd/erofsd", "^TestSingletonRefused$"},
+	{"./internal/daemon", "^(TestHandover|TestRemove|TestCacheLimit)$"},
 }
 
 // bootTests are those of kernel-tests/vm that boot guests themselves, which they can
