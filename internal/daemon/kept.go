@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/erofsd/erofsd/blobmgr"
+	"github.com/erofsd/erofsd/cachefiles"
 	"github.com/erofsd/erofsd/internal/api"
 )
 
@@ -83,7 +84,7 @@ func (d *Daemon) Remove(ctx context.Context, r api.RemoveRequest) error {
 		if k.open {
 			return api.Conflict(fmt.Errorf("remove image %s: it is in use; unmount it first (see erofsctl status)", r.Image))
 		}
-		if err := d.removeKept(ctx, k); err != nil {
+		if err := d.removeSoon(ctx, k); err != nil {
 			return fmt.Errorf("remove image %s: %w", r.Image, err)
 		}
 		d.log.Info("removed", "image", k.key.id)
@@ -92,6 +93,26 @@ func (d *Daemon) Remove(ctx context.Context, r api.RemoveRequest) error {
 		return api.NotFound(fmt.Errorf("remove image %s: nothing is kept of it (see erofsctl status)", r.Image))
 	}
 	return nil
+}
+
+// settleTime is how long the kernel may take to put a file in order that it has closed.
+const settleTime = 2 * time.Second
+
+// removeSoon is removeKept that waits for the kernel to be done with k's files.
+func (d *Daemon) removeSoon(ctx context.Context, k kept) error {
+	ctx, cancel := context.WithTimeout(ctx, settleTime)
+	defer cancel()
+	for {
+		err := d.removeKept(ctx, k)
+		if !errors.Is(err, cachefiles.ErrInUse) {
+			return err
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return api.Conflict(err)
+		}
+	}
 }
 
 // removeKept removes k, which is not open. An image that is mounted meanwhile keeps its
