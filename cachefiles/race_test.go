@@ -291,16 +291,16 @@ func TestQueueDeadline(t *testing.T) {
 	b.fill = func(context.Context, int64, int64) error { <-stuck; return nil }
 	s := start(t, k.Device(), handle(b), Options{MaxInFlight: 1, Deadline: 50 * time.Millisecond})
 	o := open(t, k, img)
-	var reads []<-chan error
-	for i := range int64(3) {
-		reads = append(reads, later(func() error { return o.Ask(t.Context(), i*page, page) }))
+	first := later(func() error { return o.Ask(t.Context(), 0, page) })
+	until(t, "it has the only place", func() bool { return b.active.Load() == 1 })
+	if err := get(t, later(func() error { return o.Ask(t.Context(), page, page) })); err != nil {
+		t.Error(err)
 	}
-	for _, r := range reads {
-		if err := get(t, r); err != nil {
-			t.Error(err)
-		}
+	if err := get(t, first); err != nil {
+		t.Error(err)
 	}
 	// More come while the only place is still taken.
+	fails(t, o, 0, page, unix.EIO)
 	fails(t, o, 0, page, unix.EIO)
 	if n := b.fills.Load(); n != 1 {
 		t.Errorf("%d fills", n)

@@ -185,7 +185,9 @@ func (k *Kernel) reopen(o *object) {
 // accept is the end of an OPEN that was answered with a size. The caller holds
 // k.mu.
 func (k *Kernel) accept(o *object, size int64) {
-	size = (size + page - 1) / page * page
+	if size%page != 0 { // invariant 10; the kernel would round it
+		k.t.Errorf("copen of %v with a size of %d, which is not whole pages", o.key, size)
+	}
 	o.open = true
 	if o.content != nil {
 		o.content.size = size // a re-OPEN
