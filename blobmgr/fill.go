@@ -19,7 +19,7 @@ const (
 	maxRequest = 1 << 20
 	// maxFlight bounds the plain bytes of one flight.
 	maxFlight = 4 << 20
-	// maxGap is how many stored bytes nobody needs are read to save a request.
+	// maxGap is how many stored bytes that no image needs are read to save a request.
 	maxGap = 16 << 10
 	// maxFill bounds the plain bytes that one Fill has in flight.
 	maxFill = 8 << 20
@@ -162,12 +162,23 @@ func (b *Blob) group(units []int) int {
 	for i, u := range units[1:] {
 		x = b.table.Unit(u)
 		plain += x.Len
-		if x.COff < end || x.COff-end > maxGap || x.COff+x.CLen-start > maxRequest || plain > maxFlight {
+		if x.COff < end || x.COff-end > maxGap || b.neededBetween(units[i], u) || x.COff+x.CLen-start > maxRequest || plain > maxFlight {
 			return i + 1
 		}
 		end = x.COff + x.CLen
 	}
 	return len(units)
+}
+
+// neededBetween reports whether a unit between two others is needed: it is present or on
+// its way, and no byte of it is fetched twice.
+func (b *Blob) neededBetween(u, v int) bool {
+	for u++; u < v; u++ {
+		if b.table.Needed(u) {
+			return true
+		}
+	}
+	return false
 }
 
 // fetch reads units from o and stores them. It returns the ones that another origin

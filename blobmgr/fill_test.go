@@ -410,3 +410,24 @@ func TestFillAfterClose(t *testing.T) {
 		t.Errorf("%d blobs of the store are open", s.live)
 	}
 }
+
+// Nothing that is present or on its way is fetched again to save a request.
+func TestFetchedOnce(t *testing.T) {
+	x := makeBlob(t, 77, lengths(77, 200))
+	s := &store{stored: x.stored}
+	b := open(t, newManager(t, quietOptions()), x.source(s))
+	defer closeBlob(t, b)
+	s.requests()
+	for off := int64(0); off < b.Size(); off += 64 << 10 { // islands
+		if err := b.Fill(t.Context(), off, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.Fill(t.Context(), 0, b.Size()); err != nil {
+		t.Fatal(err)
+	}
+	log, total := s.requests()
+	if end := b.entry.DataEnd(); total != end {
+		t.Errorf("%d bytes fetched in %d requests, the chunks have %d", total, len(log), end)
+	}
+}

@@ -285,28 +285,39 @@ func (d *Daemon) place(name string) string {
 	return name
 }
 
-// reap forgets mounts that somebody else unmounted.
+// reap forgets mounts that somebody else unmounted: those that were in the table before
+// the kernel was asked, and that it does not have.
 func (d *Daemon) reap() {
-	there := map[string]bool{}
+	d.mu.Lock()
+	known := map[string]*mount{}
+	for point, m := range d.mounts {
+		if !m.busy {
+			known[point] = m
+		}
+	}
+	d.mu.Unlock()
+	if len(known) == 0 {
+		return
+	}
 	mounts, err := d.mounter.Mounted()
 	if err != nil {
 		d.log.Warn("read the table of mounts", "err", err)
 		return
 	}
 	for _, m := range mounts {
-		there[m.Point] = true
+		delete(known, m.Point)
 	}
-	var gone []*mount
 	d.mu.Lock()
-	for point, m := range d.mounts {
-		if !m.busy && !there[point] {
+	for point, m := range known {
+		if d.mounts[point] == m && !m.busy {
 			delete(d.mounts, point)
-			gone = append(gone, m)
+		} else {
+			delete(known, point)
 		}
 	}
 	d.mu.Unlock()
-	for _, m := range gone {
-		d.log.Info("was unmounted by somebody else", "image", m.img.key.id, "mountpoint", m.point)
+	for point, m := range known {
+		d.log.Info("was unmounted by somebody else", "image", m.img.key.id, "mountpoint", point)
 		d.release(m.img)
 	}
 }
