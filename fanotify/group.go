@@ -139,8 +139,18 @@ func NewGroup(o Options) (*Group, error) {
 // its file has been passed to Watch. Answer what the other process left with
 // [Group.DenyPending], before Serve.
 func NewGroupFromFile(f *os.File, o Options) (*Group, error) {
+	return NewFakeGroup(f, nil, o)
+}
+
+// NewFakeGroup is [NewGroupFromFile] with another fanotify_mark(2) for inode marks,
+// which gets FAN_MARK_ADD or FAN_MARK_REMOVE: for package fanotifytest. nil: the
+// kernel's own.
+func NewFakeGroup(f *os.File, mark func(f *os.File, flags uint) error, o Options) (*Group, error) {
 	g := newGroup(f, o)
-	g.mark = g.kernelMark
+	g.mark = mark
+	if mark == nil {
+		g.mark = g.kernelMark
+	}
 	if err := f.SetReadDeadline(time.Time{}); err != nil {
 		return nil, errors.Join(fmt.Errorf("use %s as a fanotify group: want a descriptor in non-blocking mode: %w", f.Name(), err), f.Close())
 	}

@@ -43,8 +43,10 @@ var (
 func fake(t testing.TB, o Options) (*Group, *fanotifytest.Kernel) {
 	t.Helper()
 	k, f := fanotifytest.New(t)
-	g := newGroup(f, o)
-	g.mark = k.Mark
+	g, err := NewFakeGroup(f, k.Mark, o)
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		if err := g.Close(); err != nil {
 			t.Error(err)

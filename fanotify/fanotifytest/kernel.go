@@ -13,6 +13,7 @@
 package fanotifytest
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 	"os"
@@ -54,6 +55,17 @@ func (r *Read) Answer(t testing.TB) Answer {
 	case <-time.After(patience):
 		t.Fatalf("no answer to event %d in %v", r.FD, patience)
 		return 0
+	}
+}
+
+// Wait waits for the answer until ctx is done. It is for readers that are not the
+// test's own goroutine.
+func (r *Read) Wait(ctx context.Context) (Answer, error) {
+	select {
+	case a := <-r.answer:
+		return a, nil
+	case <-ctx.Done():
+		return 0, fmt.Errorf("no answer to event %d: %w", r.FD, ctx.Err())
 	}
 }
 
@@ -206,11 +218,10 @@ func Metadata(length uint32, version uint8, metadataLen uint16, mask uint64, fd,
 
 // Mark is fanotify_mark(2) for an inode mark of f's file.
 func (k *Kernel) Mark(f *os.File, flags uint) error {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+	id, err := inode(f)
+	if err != nil {
 		return err
 	}
-	id := [2]uint64{st.Dev, st.Ino}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	switch {
@@ -226,6 +237,25 @@ func (k *Kernel) Mark(f *os.File, flags uint) error {
 		return unix.EINVAL
 	}
 	return nil
+}
+
+// Marked reports whether f's file has a mark.
+func (k *Kernel) Marked(f *os.File) bool {
+	id, err := inode(f)
+	if err != nil {
+		k.t.Errorf("look at a file: %v", err)
+		return false
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.marks[id]
+}
+
+// inode returns the device and the number of f's file.
+func inode(f *os.File) (id [2]uint64, err error) {
+	var st unix.Stat_t
+	err = unix.Fstat(int(f.Fd()), &st)
+	return [2]uint64{st.Dev, st.Ino}, err
 }
 
 // FailMark makes every further Mark fail with err; nil ends that.
