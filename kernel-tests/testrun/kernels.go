@@ -23,6 +23,7 @@ var guestTests = []struct{ folder, run string }{
 	{"./cachefiles", "^TestKernel"},
 	{"./cmd/erofsd", "^TestSingletonRefused$"},
 	{"./internal/daemon", "^(TestHandover|TestRemove|TestCacheLimit)$"},
+	{"./kernel-tests/scenario", "^(TestScenarios|TestBesideNydusd)$/^(cachefiles|erofsd|nydusd)$"},
 }
 
 // bootTests are those of kernel-tests/vm that boot guests themselves, which they can
