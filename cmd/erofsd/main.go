@@ -50,6 +50,7 @@ func run(args []string) error {
 	debug.SetMemoryLimit(memoryGoal)
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: o.level}))
 	daemon.RaiseFileLimit(log)
+	daemon.RelaxTimers(log)
 	o.daemon.Logger = log
 	if o.daemon.Device, err = daemon.InheritedDevice(); err != nil {
 		return err

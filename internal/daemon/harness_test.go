@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,7 +11,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -74,7 +72,7 @@ type testDaemon struct {
 	*api.Client
 	root, socket string
 	cmd          *exec.Cmd
-	log          *syncBuffer
+	log          *testenv.Buffer
 	ended        chan struct{}
 }
 
@@ -111,7 +109,7 @@ func startDaemon(t testing.TB, o daemonOptions) *testDaemon {
 	if o.start == nil {
 		needTransport(t, o.root)
 	}
-	d := &testDaemon{root: o.root, socket: filepath.Join(o.root, "sock"), log: &syncBuffer{}, ended: make(chan struct{})}
+	d := &testDaemon{root: o.root, socket: filepath.Join(o.root, "sock"), log: &testenv.Buffer{}, ended: make(chan struct{})}
 	d.Client = api.NewClient(d.socket)
 	d.cmd = exec.Command("/proc/self/exe")
 	options, err := json.Marshal(Options{Root: d.root, NoCompletion: !o.completion, High: o.high, Low: o.low, Handover: o.handover})
@@ -244,25 +242,6 @@ func await(t testing.TB, what string, ok func() bool) {
 			t.Fatalf("waited too long for: %s", what)
 		}
 	}
-}
-
-// syncBuffer is a log that may be read while it is written.
-type syncBuffer struct {
-	// mu guards b.
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }
 
 // readAll returns what can be read of name, and the error that ended it.

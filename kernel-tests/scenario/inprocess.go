@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/erofsd/erofsd/internal/daemon"
+	"github.com/erofsd/erofsd/internal/testenv"
 )
 
 // A fakeKernel is what differs between the two fake kernels.
@@ -37,7 +38,7 @@ type inProcess struct {
 	socket  string
 	kernel  fakeKernel
 
-	output lockedBuffer
+	output testenv.Buffer
 	cancel context.CancelFunc // of the daemon's contexts
 	force  context.CancelFunc
 	ended  chan struct{}

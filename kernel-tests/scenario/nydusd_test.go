@@ -83,7 +83,7 @@ func startNydusd(t *testing.T, program, dir, bootstrap, blobs string) {
 			t.Fatal(err)
 		}
 	}
-	var log lockedBuffer
+	var log testenv.Buffer
 	cmd := exec.Command(program, "singleton", "--fscache", filepath.Join(dir, "fscache"), "--apisock", socket)
 	cmd.Stdout, cmd.Stderr = &log, &log
 	if err := cmd.Start(); err != nil {

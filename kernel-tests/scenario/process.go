@@ -1,7 +1,6 @@
 package scenario
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,7 +11,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -21,6 +19,7 @@ import (
 
 	"github.com/erofsd/erofsd/cachefiles"
 	"github.com/erofsd/erofsd/internal/daemon"
+	"github.com/erofsd/erofsd/internal/testenv"
 )
 
 // daemonName is argv[0] of a daemon that a scenario starts. It has to be a process of
@@ -93,7 +92,7 @@ type process struct {
 	device *cachefiles.Device // that we hold; nil: nobody does
 	cmd    *exec.Cmd
 	ended  chan struct{} // closed when cmd has
-	output lockedBuffer
+	output testenv.Buffer
 }
 
 func newProcess(t testing.TB, r Row, c config, root, socket string) *process {
@@ -131,7 +130,7 @@ func (p *process) start(t testing.TB) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.output.reset()
+	p.output.Reset()
 	p.cmd = exec.Command("/proc/self/exe")
 	p.cmd.Args = []string{daemonName, string(text)}
 	p.cmd.Stderr = &p.output
@@ -279,28 +278,4 @@ func (p *process) empty(t testing.TB) {
 	if err := os.Remove(filepath.Join(p.disk, "ballast")); err != nil {
 		t.Fatal(err)
 	}
-}
-
-// lockedBuffer is a log that may be read while it is written.
-type lockedBuffer struct {
-	mu sync.Mutex // guards b
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-func (l *lockedBuffer) reset() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.b.Reset()
 }
