@@ -1,6 +1,7 @@
 package scenario
 
 import (
+	"flag"
 	"os"
 	"testing"
 
@@ -10,6 +11,12 @@ import (
 func TestMain(m *testing.M) {
 	if IsProcess(os.Args) {
 		os.Exit(Process(os.Args))
+	}
+	flag.Parse()
+	// A fake disk that is full is a limit on the size of this process's files, so
+	// testing must not write its list of opened files, which is for its cache only.
+	if err := flag.Set("test.testlogfile", ""); err != nil {
+		panic(err)
 	}
 	testenv.Main(m)
 }
