@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"sync/atomic"
 	"syscall"
 
 	"github.com/erofsd/erofsd/cachefiles"
@@ -27,7 +26,6 @@ type cachefilesTransport struct {
 	device    *cachefiles.Device
 	server    *cachefiles.Server
 	inherited bool // the device has served an earlier daemon
-	opens     atomic.Int64
 
 	mu      sync.Mutex // guards what follows; Daemon.mu may be held before it
 	objects map[cachefiles.Key]served
@@ -264,7 +262,6 @@ func (t *cachefilesTransport) adopt(ctx context.Context) error {
 // Open finds the object of a key. After a restart every key is accepted: refusing it
 // would make a reader that waits for it ask for ever. Its reads fail.
 func (t *cachefilesTransport) Open(_ context.Context, k cachefiles.Key) (cachefiles.Object, error) {
-	t.opens.Add(1)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	o := &kernelObject{t: t, key: k}

@@ -1,10 +1,15 @@
 // Package daemon is the only place where the parts meet: it opens images
-// (admission, blobs), marks their cache files, mounts them through a helper
-// process and answers the control API.
+// (admission, blobs), mounts them through a helper process, answers the kernel
+// by one of the two transports, keeps or removes what was fetched, and answers
+// the control API.
 //
-// It decodes no chunks and no kernel events itself. Read [Daemon] first, then
-// image.go (what an open image holds) and watch.go (when a mark may go).
+// It decodes no chunks and no kernel requests itself. Read [Daemon] first, then
+// image.go (what an open image holds), transport.go (what the kernel is to the
+// daemon) and the two that are one: fanotify.go (marks, and when they may go)
+// and cachefiles.go (objects, and what is behind them). kept.go and record.go are
+// about images that are not mounted.
 //
-// Lock order: Daemon.mu alone. It guards the tables of images, mounts and
-// watches; it is never held over I/O, a helper process or a wait.
+// Locks: Daemon.mu, then cachefilesTransport.mu. They guard tables (of images,
+// mounts, devices; of objects) and are never held over a helper process, the
+// network or a wait.
 package daemon
