@@ -100,7 +100,8 @@ func remountWarm(t *testing.T, r Row) {
 		before := s.blobReads()
 		point, fs := m.mount(t, s.request("standard"))
 		compare(t, want.list, fs)
-		if i := m.image(t, point); i.BackendRequests != 0 || !i.Complete {
+		m.awaitComplete(t, point) // with cachefiles it is looked at beside the reads, which need nobody
+		if i := m.image(t, point); i.BackendRequests != 0 {
 			t.Errorf("%s: a warm mount asked the backend: %+v", again, i)
 		}
 		if n := s.blobReads() - before; n != 0 {
