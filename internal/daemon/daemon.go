@@ -238,11 +238,21 @@ func (d *Daemon) serveAPI(ctx context.Context, l net.Listener) error {
 }
 
 // close ends what start started. An end is orderly when the kernel needs nobody any
-// more.
+// more. Images that are left are not closed as usual: that would take marks away.
 func (d *Daemon) close(orderly bool) error {
 	d.cancel()
 	d.background.Wait()
-	return errors.Join(d.blobs.Close(), d.stores.close(), d.kernel.close(orderly), d.lock.Close())
+	var errs []error
+	d.mu.Lock()
+	for _, img := range d.images {
+		select {
+		case <-img.ready:
+			errs = append(errs, img.boot.Close())
+		default: // a request that was cut off still opens it
+		}
+	}
+	d.mu.Unlock()
+	return errors.Join(append(errs, d.blobs.Close(), d.stores.close(), d.kernel.close(orderly), d.lock.Close())...)
 }
 
 // listen opens the API's socket, for root only. A socket that nobody answers at is
