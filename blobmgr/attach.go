@@ -20,8 +20,8 @@ type AttachedFile interface {
 // Attach gives b, which is of a Manager with Options.Attached, the cache file that the
 // kernel has opened for it, and finds what is present in it: the file itself says so,
 // because nothing unverified was ever written to it, and its writes go past the page
-// cache in the order in which they were made. A file that was attached before is
-// detached.
+// cache in the order in which they were made. Another file that was attached before is
+// detached; the same one is left as it is.
 //
 // The digests behind earlier data are in the chunk table that is kept; see Fresh.
 func (b *Blob) Attach(ctx context.Context, f AttachedFile) error {

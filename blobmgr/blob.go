@@ -25,7 +25,7 @@ type Blob struct {
 	// attaching serialises what changes cache, which is f or what is attached.
 	attaching turn
 	cache     cacheFile
-	work      sync.WaitGroup // goroutines; added to while not closed, or with the name's turn
+	work      sync.WaitGroup // goroutines; added to under mu while not closed
 
 	present  bitmap
 	stored   atomic.Int64 // bytes present
@@ -248,23 +248,34 @@ func (b *Blob) doubtAll(ds []ChunkDigest) (int, error) {
 	return len(units), err
 }
 
-// addOrigin makes s the first place to read from. One too many is closed, when the
-// open that may be under way in it has ended.
+// addOrigin makes s the first place to read from. One too many is closed.
 func (b *Blob) addOrigin(s Source) {
+	if last := b.putOrigin(s); last != nil {
+		last.close()
+	}
+}
+
+// putOrigin is addOrigin that returns what is to be closed. While b works an open may be
+// under way in it, which is waited for beside.
+func (b *Blob) putOrigin(s Source) (last *origin) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for i, o := range b.origins {
 		if o.same(s) {
 			b.origins = append([]*origin{o}, slices.Delete(slices.Clone(b.origins), i, i+1)...)
-			return
+			return nil
 		}
 	}
 	if len(b.origins) == maxOrigins {
-		last := b.origins[maxOrigins-1]
+		last = b.origins[maxOrigins-1]
 		b.origins = b.origins[:maxOrigins-1]
-		b.work.Go(func() { last.close() })
 	}
 	b.origins = append([]*origin{{store: s.Store, ref: s.Ref, turn: newTurn()}}, b.origins...)
+	if last != nil && !b.closed {
+		b.work.Go(func() { last.close() })
+		return nil
+	}
+	return last
 }
 
 // File returns the cache file; nil with Options.Attached. It was opened for reading

@@ -10,8 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxMountValue is what fsconfig(2) takes in a string (fs/fsopen.c, 6.18).
-const maxMountValue = 255
+// MaxMountValue is what the kernel takes as a source, a device or a name, in bytes
+// (fsconfig(2), fs/fsopen.c, 6.18).
+const MaxMountValue = 255
 
 // MountOptions say what [Mount] mounts, and where. Every path has at most 255
 // bytes; /proc/self/fd/N is one.
@@ -75,8 +76,8 @@ func (o MountOptions) target() string {
 // file tree yet and goes away with the descriptor.
 func detachedMount(o MountOptions) (fd int, err error) {
 	for _, v := range append([]string{o.Source, cmp.Or(o.FSID, "-"), cmp.Or(o.Domain, "-")}, o.Devices...) {
-		if v == "" || len(v) > maxMountValue || strings.ContainsRune(v, 0) {
-			return -1, fmt.Errorf("%.300q has %d bytes, the kernel takes 1 to %d: use a shorter path or name", v, len(v), maxMountValue)
+		if v == "" || len(v) > MaxMountValue || strings.ContainsRune(v, 0) {
+			return -1, fmt.Errorf("%.300q has %d bytes, the kernel takes 1 to %d: use a shorter path or name", v, len(v), MaxMountValue)
 		}
 	}
 	ctx, err := unix.Fsopen("erofs", unix.FSOPEN_CLOEXEC)

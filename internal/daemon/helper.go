@@ -64,7 +64,7 @@ func helperRun(args []string) error {
 		return helperMount(n, args[0])
 	case operation == "mount-fscache" && len(args) >= 3: // BOOTSTRAP FSID DOMAIN COOKIE...
 		source := args[0] // only shown
-		if len(source) > maxValue {
+		if len(source) > erofs.MaxMountValue {
 			source = args[1]
 		}
 		return erofs.Mount(erofs.MountOptions{
@@ -81,14 +81,11 @@ func helperRun(args []string) error {
 	}
 }
 
-// maxValue is what fsconfig(2) takes in a string, in bytes (fs/fsopen.c, 6.18).
-const maxValue = 255
-
 // helperMount mounts from the descriptors. boot is the bootstrap's path in the
 // daemon's own directory; where it is not too long for the kernel it is used
 // instead of the descriptor, so that the table of mounts says whose mount it is.
 func helperMount(devices int, boot string) error {
-	if len(boot) > maxValue {
+	if len(boot) > erofs.MaxMountValue {
 		boot = fdPath(helperBootFD)
 	}
 	o := erofs.MountOptions{Source: boot, TargetFD: helperTargetFD}

@@ -67,10 +67,7 @@ func (d *Daemon) listKept() ([]kept, error) {
 // image of its domain has. One that is mounted, or used though it is not, is a conflict.
 func (d *Daemon) Remove(ctx context.Context, r api.RemoveRequest) error {
 	d.reap()
-	domain := r.DomainID
-	if domain == defaultDomain {
-		domain = ""
-	}
+	domain := ownDomain(r.DomainID)
 	all, err := d.listKept()
 	if err != nil {
 		return err

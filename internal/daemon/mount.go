@@ -37,10 +37,8 @@ func (d *Daemon) Mount(ctx context.Context, r api.MountRequest) (api.Mount, erro
 	if err := d.nested(filepath.Clean(r.Mountpoint)); err != nil {
 		return api.Mount{}, err
 	}
+	r.DomainID = ownDomain(r.DomainID)
 	// The table of mounts knows places by their real names.
-	if r.DomainID == defaultDomain {
-		r.DomainID = ""
-	}
 	place, err := filepath.EvalSymlinks(r.Mountpoint)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

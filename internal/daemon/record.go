@@ -2,12 +2,9 @@ package daemon
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -28,6 +25,14 @@ const (
 type imageKey struct {
 	domain string // empty: the default one
 	id     string // sha256 of the bootstrap, hex
+}
+
+// ownDomain is what an imageKey has for the domain_id of a request.
+func ownDomain(id string) string {
+	if id == defaultDomain {
+		return ""
+	}
+	return id
 }
 
 // String is the key as a part of file names.
@@ -136,11 +141,11 @@ func checkBootstrap(name, id string) error {
 		return fmt.Errorf("open bootstrap: %w", err)
 	}
 	defer f.Close()
-	sum := sha256.New()
-	if _, err := io.Copy(sum, io.LimitReader(f, maxBootstrap)); err != nil {
-		return fmt.Errorf("read bootstrap: %w", err)
+	got, err := bootstrapID(f)
+	if err != nil {
+		return err
 	}
-	if got := hex.EncodeToString(sum.Sum(nil)); got != id {
+	if got != id {
 		return fmt.Errorf("bootstrap %s is damaged: its digest is %s", name, got)
 	}
 	return nil

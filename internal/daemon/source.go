@@ -59,11 +59,11 @@ func (d *Daemon) resolve(ctx context.Context, r api.MountRequest) (*source, erro
 // openBootstrap makes src's bootstrap the copy of f that an open image has, if there is
 // one. Writing one again would make every further mount wait for the disk.
 func (d *Daemon) openBootstrap(f io.ReadSeeker, src *source) error {
-	sum := sha256.New()
-	if _, err := io.Copy(sum, io.LimitReader(f, maxBootstrap)); err != nil {
-		return fmt.Errorf("read bootstrap: %w", err)
+	id, err := bootstrapID(f)
+	if err != nil {
+		return err
 	}
-	key := imageKey{src.key.domain, hex.EncodeToString(sum.Sum(nil))}
+	key := imageKey{src.key.domain, id}
 	d.mu.Lock()
 	_, open := d.images[key]
 	d.mu.Unlock()
@@ -75,6 +75,15 @@ func (d *Daemon) openBootstrap(f io.ReadSeeker, src *source) error {
 		return fmt.Errorf("read bootstrap: %w", err)
 	}
 	return nil
+}
+
+// bootstrapID returns the id of the image whose bootstrap r is.
+func bootstrapID(r io.Reader) (string, error) {
+	sum := sha256.New()
+	if _, err := io.Copy(sum, io.LimitReader(r, maxBootstrap)); err != nil {
+		return "", fmt.Errorf("read bootstrap: %w", err)
+	}
+	return hex.EncodeToString(sum.Sum(nil)), nil
 }
 
 // keepBootstrap copies src's bootstrap into the daemon's directory under the name
