@@ -166,23 +166,23 @@ func (s *Store) document(ctx context.Context, r registry.Reference) (doc documen
 // getManifest makes one request. The body matches the digest: the one that was
 // asked for, else the one that the registry states, else its own.
 func (s *Store) getManifest(ctx context.Context, r registry.Reference) ([]byte, string, digest.Digest, error) {
-	w := newWatch(ctx, s.stall)
-	defer w.stop()
+	w := backend.NewWatch(ctx, s.stall)
+	defer w.Stop()
 	header := http.Header{"Accept": {strings.Join([]string{
 		ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageIndex, dockerManifest, dockerIndex,
 	}, ", ")}}
-	resp, err := s.do(w.ctx, r, s.url(r, "manifests", r.ReferenceOrDefault()), header)
+	resp, err := s.do(w.Context(), r, s.url(r, "manifests", r.ReferenceOrDefault()), header)
 	if err != nil {
-		return nil, "", "", w.fail(err)
+		return nil, "", "", w.Fail(translate(err))
 	}
 	defer resp.Body.Close()
-	w.progress(minProgress)
+	w.Answered()
 	if resp.StatusCode != http.StatusOK {
 		return nil, "", "", backend.NewStatusError(resp)
 	}
-	body, err := io.ReadAll(io.LimitReader(w.reader(resp.Body), maxManifest+1))
+	body, err := io.ReadAll(io.LimitReader(w.Reader(resp.Body), maxManifest+1))
 	if err != nil {
-		return nil, "", "", w.fail(err)
+		return nil, "", "", w.Fail(translate(err))
 	}
 	if len(body) > maxManifest {
 		return nil, "", "", fmt.Errorf("it is larger than %d bytes", maxManifest)

@@ -10,6 +10,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"oras.land/oras-go/v2/registry"
 	"oras.land/oras-go/v2/registry/remote"
+
+	"github.com/erofsd/erofsd/backend"
 )
 
 // pushStall is how long a push may go without progress: at the end of a large
@@ -37,8 +39,8 @@ func (s *Store) Pusher(reference string) (*Pusher, error) {
 // Blob uploads the blob desc unless the repository has it. open returns its bytes
 // from the start, once for every attempt.
 func (p *Pusher) Blob(ctx context.Context, desc ocispec.Descriptor, open func() (io.ReadCloser, error)) error {
-	err := p.attempt(ctx, func(w *watch) error {
-		if there, err := p.repo.Blobs().Exists(w.ctx, desc); there || err != nil {
+	err := p.attempt(ctx, func(w *backend.Watch) error {
+		if there, err := p.repo.Blobs().Exists(w.Context(), desc); there || err != nil {
 			return err
 		}
 		body, err := open()
@@ -46,7 +48,7 @@ func (p *Pusher) Blob(ctx context.Context, desc ocispec.Descriptor, open func() 
 			return fmt.Errorf("open source: %w", err)
 		}
 		defer body.Close()
-		return p.repo.Blobs().Push(w.ctx, desc, w.reader(body))
+		return p.repo.Blobs().Push(w.Context(), desc, w.Reader(body))
 	})
 	if err != nil {
 		return fmt.Errorf("push blob %s to %s: %w", desc.Digest, p.ref, err)
@@ -57,8 +59,8 @@ func (p *Pusher) Blob(ctx context.Context, desc ocispec.Descriptor, open func() 
 // Manifest uploads a manifest, of which desc gives media type, digest and size,
 // and tags it. The blobs it names must be there.
 func (p *Pusher) Manifest(ctx context.Context, desc ocispec.Descriptor, body []byte) error {
-	err := p.attempt(ctx, func(w *watch) error {
-		return p.repo.Manifests().PushReference(w.ctx, desc, bytes.NewReader(body), p.ref.ReferenceOrDefault())
+	err := p.attempt(ctx, func(w *backend.Watch) error {
+		return p.repo.Manifests().PushReference(w.Context(), desc, bytes.NewReader(body), p.ref.ReferenceOrDefault())
 	})
 	if err != nil {
 		return fmt.Errorf("push manifest to %s: %w", p.ref, err)
@@ -66,10 +68,10 @@ func (p *Pusher) Manifest(ctx context.Context, desc ocispec.Descriptor, body []b
 	return nil
 }
 
-func (p *Pusher) attempt(ctx context.Context, f func(w *watch) error) error {
+func (p *Pusher) attempt(ctx context.Context, f func(w *backend.Watch) error) error {
 	return p.store.retry.Do(ctx, func() error {
-		w := newWatch(ctx, max(p.store.stall, pushStall))
-		defer w.stop()
-		return w.fail(f(w))
+		w := backend.NewWatch(ctx, max(p.store.stall, pushStall))
+		defer w.Stop()
+		return w.Fail(translate(f(w)))
 	})
 }

@@ -22,9 +22,8 @@ const userAgent = "erofsd"
 type Options struct {
 	// PlainHTTP speaks http instead of https to the registries.
 	PlainHTTP bool
-	// CAFile is a PEM file of certificate authorities to trust besides the
-	// system's. Empty: only those.
-	CAFile string
+	// HTTP is how connections are made.
+	HTTP backend.HTTPOptions
 	// Credential gives the login for a registry (host or host:port), asked each
 	// time the registry wants one that is not known or no longer good. Empty
 	// credentials mean an anonymous read. Nil: always anonymous.
@@ -52,11 +51,11 @@ type Store struct {
 
 // New returns a store. It makes no request.
 func New(o Options) (*Store, error) {
-	transport, err := newTransport(o.CAFile)
+	plain, err := backend.NewHTTPClient(o.HTTP)
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{scheme: "https", stall: o.Stall, retry: o.Retry, log: o.Logger}
+	s := &Store{scheme: "https", plain: plain, stall: o.Stall, retry: o.Retry, log: o.Logger}
 	if o.PlainHTTP {
 		s.scheme = "http"
 	}
@@ -66,7 +65,6 @@ func New(o Options) (*Store, error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	s.plain = &http.Client{Transport: transport, CheckRedirect: checkRedirect}
 	s.auth = &auth.Client{
 		Client:     s.plain,
 		Header:     http.Header{"User-Agent": {userAgent}},

@@ -579,7 +579,7 @@ func TestTLS(t *testing.T) {
 	host := strings.TrimPrefix(server.URL, "https://")
 	w := &world{t: t, host: host, faults: faults}
 	var err error
-	if w.store, err = registry.New(registry.Options{CAFile: ca}); err != nil {
+	if w.store, err = registry.New(registry.Options{HTTP: backend.HTTPOptions{CAFiles: []string{ca}}}); err != nil {
 		t.Fatal(err)
 	}
 	defer w.store.Close()
@@ -612,10 +612,10 @@ func TestTLS(t *testing.T) {
 	if err := os.WriteFile(ca, []byte("nothing"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := registry.New(registry.Options{CAFile: ca}); err == nil {
+	if _, err := registry.New(registry.Options{HTTP: backend.HTTPOptions{CAFiles: []string{ca}}}); err == nil {
 		t.Error("a CA file without a certificate is accepted")
 	}
-	if _, err := registry.New(registry.Options{CAFile: ca + "-missing"}); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := registry.New(registry.Options{HTTP: backend.HTTPOptions{CAFiles: []string{ca + "-missing"}}}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("missing CA file: error %v", err)
 	}
 }

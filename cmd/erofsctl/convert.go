@@ -13,6 +13,7 @@ import (
 
 	"github.com/urfave/cli/v3"
 
+	"github.com/erofsd/erofsd/backend"
 	"github.com/erofsd/erofsd/backend/registry"
 	"github.com/erofsd/erofsd/convert"
 )
@@ -73,7 +74,7 @@ func runConvert(ctx context.Context, c *cli.Command) error {
 
 func convertToRegistry(ctx context.Context, c *cli.Command, src, dest string, o convert.Options) (*convert.Result, error) {
 	store, err := registry.New(registry.Options{
-		PlainHTTP: c.Bool("plain-http"), CAFile: c.String("ca-file"), Credential: registry.DockerCredentials(),
+		PlainHTTP: c.Bool("plain-http"), HTTP: backend.HTTPOptions{CAFiles: []string{c.String("ca-file")}}, Credential: registry.DockerCredentials(),
 	})
 	if err != nil {
 		return nil, err

@@ -52,7 +52,7 @@ func (s *stores) registry(r api.MountRequest) (*registryStore, error) {
 		return c, nil
 	}
 	c, err := registry.New(registry.Options{
-		PlainHTTP: r.PlainHTTP, CAFile: r.CAFile, Logger: s.log, Credential: registry.DockerCredentials(),
+		PlainHTTP: r.PlainHTTP, HTTP: backend.HTTPOptions{CAFiles: []string{r.CAFile}}, Logger: s.log, Credential: registry.DockerCredentials(),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("prepare registry client: %w", err)
