@@ -37,9 +37,11 @@ var ours = map[string][]string{
 	"blobmgr":          {"backend", "internal/chunk", "internal/kernel"},
 	"convert":          {"erofs", "internal/chunk", "internal/kernel"},
 
+	"internal/api/nydus": {},
+
 	"internal/daemon": {
 		"backend", "backend/localfs", "backend/registry", "backend/s3", "backend/oss", "blobmgr",
-		"cachefiles", "erofs", "fanotify", "internal/api", "internal/chunk", "internal/config", "internal/keeper", "internal/kernel",
+		"cachefiles", "erofs", "fanotify", "internal/api", "internal/api/nydus", "internal/chunk", "internal/config", "internal/keeper", "internal/kernel",
 	},
 
 	"cmd/erofsd":   {"internal/daemon", "internal/config"},
@@ -47,7 +49,7 @@ var ours = map[string][]string{
 }
 
 // testOnly are the packages that only tests, each other and kernel-tests may import.
-var testOnly = []string{"backend/backendtest", "fanotify/fanotifytest", "cachefiles/cachefilestest", "internal/testenv", "internal/lint", "kernel-tests/"}
+var testOnly = []string{"backend/backendtest", "fanotify/fanotifytest", "cachefiles/cachefilestest", "internal/api/nydus/nydustest", "internal/testenv", "internal/lint", "kernel-tests/"}
 
 // confined lists modules and packages that only some files may import. A place is a
 // folder, with all below it, or a file's path; * stands for any one name.
