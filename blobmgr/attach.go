@@ -95,6 +95,8 @@ func (b *Blob) Fresh() bool { return b.fresh }
 func (b *Blob) resume(ctx context.Context) {
 	b.ctx, b.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	b.closed, b.started = false, false
+	b.nudgeLocked()
+	b.beginAll()
 }
 
 // stop ends all work on b and lets none begin.

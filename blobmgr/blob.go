@@ -30,6 +30,7 @@ type Blob struct {
 	present  bitmap
 	stored   atomic.Int64 // bytes present
 	fetched  atomic.Int64
+	unasked  atomic.Int64
 	requests atomic.Int64
 	corrupt  atomic.Int64
 	ahead    *readahead
@@ -62,6 +63,7 @@ type Blob struct {
 	closed   bool          // nothing can be filled now
 	gone     bool          // nor ever again
 	origins  []*origin     // newest first
+	prefetch Prefetch      // what counts of the images' wishes
 
 	images int // Opens not yet given back; guarded by the name's turn
 }
@@ -70,7 +72,7 @@ type Blob struct {
 func (m *Manager) newBlob(ctx context.Context, file string, s Source) (*Blob, error) {
 	b := &Blob{
 		m: m, name: file, entry: plainEntry(s.Entry), durable: newTurn(), attaching: newTurn(), images: 1,
-		closed: true, filling: make(map[int]*flight), done: make(chan struct{}), changed: make(chan struct{}),
+		prefetch: s.Prefetch, closed: true, filling: make(map[int]*flight), done: make(chan struct{}), changed: make(chan struct{}),
 		origins: []*origin{{store: s.Store, ref: s.Ref, turn: newTurn()}},
 	}
 	isNew, err := b.loadTable(ctx, s)
@@ -132,8 +134,10 @@ func (b *Blob) openFiles(ctx context.Context, writeMeta bool) error {
 		return errors.Join(err, b.closeFile())
 	}
 	if b.f != nil {
-		b.resume(ctx)
+		b.mu.Lock()
 		b.complete = b.missing == 0
+		b.resume(ctx)
+		b.mu.Unlock()
 	}
 	if b.complete {
 		close(b.done)
@@ -203,6 +207,7 @@ func (b *Blob) share(ctx context.Context, s Source) error {
 		}
 	}
 	b.addOrigin(s)
+	b.wish(s.Prefetch)
 	b.images++
 	return nil
 }
@@ -316,6 +321,7 @@ func (b *Blob) Close() error { return b.m.release(b) }
 func (b *Blob) close() error {
 	b.mu.Lock()
 	b.gone = true
+	b.nudgeLocked()
 	b.mu.Unlock()
 	b.stop(os.ErrClosed)
 	var errs []error

@@ -49,7 +49,10 @@ func (q *quiet) missing(d time.Duration) time.Duration {
 // everything says that a reader wants all of b, and is at unit at: what is missing
 // is fetched from there on, at full speed.
 func (b *Blob) everything(at int) {
-	if b.m.opt.NoCompletion || b.hurry.Swap(true) {
+	b.mu.Lock()
+	completes := b.completes()
+	b.mu.Unlock()
+	if !completes || b.hurry.Swap(true) {
 		return
 	}
 	b.cursor.Store(int64(at))
@@ -60,6 +63,11 @@ func (b *Blob) everything(at int) {
 func (b *Blob) nudge() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.nudgeLocked()
+}
+
+// nudgeLocked is nudge for callers that hold mu.
+func (b *Blob) nudgeLocked() {
 	close(b.changed)
 	b.changed = make(chan struct{})
 }
@@ -70,10 +78,10 @@ func (b *Blob) finish(ctx context.Context) {
 	backoff := minBackoff
 	for ctx.Err() == nil {
 		b.mu.Lock()
-		missing, complete, changed := b.missing, b.complete, b.changed
+		missing, complete, changed, completes := b.missing, b.complete, b.changed, b.completes()
 		b.mu.Unlock()
 		switch {
-		case complete, missing > 0 && b.m.opt.NoCompletion:
+		case complete, missing > 0 && !completes:
 			select {
 			case <-changed:
 			case <-ctx.Done():
@@ -111,7 +119,10 @@ func (b *Blob) settle(ctx context.Context) error {
 // completeAll fetches until nothing is missing.
 func (b *Blob) completeAll(ctx context.Context) {
 	var workers sync.WaitGroup
-	for i := range completionRequests {
+	b.mu.Lock()
+	n := b.prefetch.workers()
+	b.mu.Unlock()
+	for i := range n {
 		workers.Go(func() { b.completeSome(ctx, i) })
 	}
 	workers.Wait()
@@ -123,9 +134,10 @@ func (b *Blob) completeAll(ctx context.Context) {
 func (b *Blob) completeSome(ctx context.Context, i int) {
 	backoff, delay := minBackoff, b.m.opt.CompletionDelay
 	for b.waitQuiet(ctx, delay+time.Duration(i)*b.m.opt.CompletionDelay/4) {
-		ok := b.completeOne(ctx)
+		n, ok := b.completeOne(ctx)
+		err := b.pace(ctx, n) // after the fact: only now it shows how much it was
 		switch {
-		case ctx.Err() != nil:
+		case err != nil || ctx.Err() != nil:
 			return
 		case !ok: // it failed, or others are at work on all that is missing
 			b.pause(ctx, &backoff)
@@ -165,13 +177,14 @@ func (b *Blob) waitQuiet(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// completeOne has one request made and reports whether that brought b forward.
-func (b *Blob) completeOne(ctx context.Context) (ok bool) {
+// completeOne has one request made, of n stored bytes, and reports whether that brought
+// b forward.
+func (b *Blob) completeOne(ctx context.Context) (n int64, ok bool) {
 	select {
 	case b.m.completions <- struct{}{}:
 		defer func() { <-b.m.completions }()
 	case <-ctx.Done():
-		return false
+		return 0, false
 	}
 	at, end := int(b.cursor.Load()), b.table.Units()
 	f, next := b.dispatch(ctx, at, end, completion)
@@ -180,16 +193,17 @@ func (b *Blob) completeOne(ctx context.Context) (ok bool) {
 	}
 	b.cursor.Store(int64(next))
 	if f == nil {
-		return false
+		return 0, false
 	}
+	n = b.ahead.bytes(f.units[0], f.units[len(f.units)-1]+1)
 	select {
 	case <-f.done:
 	case <-ctx.Done():
-		return false
+		return 0, false
 	}
 	if len(f.errs) == 0 {
 		b.troubled.Store(false)
-		return true
+		return n, true
 	}
 	if !b.troubled.Swap(true) {
 		for _, err := range f.errs {
@@ -197,7 +211,7 @@ func (b *Blob) completeOne(ctx context.Context) (ok bool) {
 			break
 		}
 	}
-	return false
+	return n, false
 }
 
 // pause waits for about d, or less when b changes, and doubles d.

@@ -196,6 +196,9 @@ func (b *Blob) fetch(ctx context.Context, f *flight, o *origin, units []int) []i
 		return units
 	}
 	b.fetched.Add(end - off)
+	if f.kind == completion {
+		b.unasked.Add(end - off)
+	}
 	b.m.metrics.fetched.WithLabelValues(f.kind.String()).Add(float64(end - off))
 	var failed []int
 	for _, run := range b.runs(units) {

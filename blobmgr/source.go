@@ -25,6 +25,8 @@ type Source struct {
 	MetaRef backend.Ref
 	// LocalTable is the chunk table in its local form, when the image brings it.
 	LocalTable []byte
+	// Prefetch is what the image wants fetched though nobody reads it.
+	Prefetch Prefetch
 	// Digests are the image's chunks of this blob. Only these can be filled.
 	Digests []ChunkDigest
 }

@@ -7,6 +7,8 @@ type Stats struct {
 	Present  int64 // of it, what is there
 	Fetched  int64 // stored bytes read from backends since Open
 	Requests int64 // reads from backends since Open
+	Unasked  int64 // of Fetched, by completion and prefetch
+	Chunks   int   // of the blob
 	Corrupt  int64 // units since Open whose bytes were wrong
 	Complete bool  // all that is needed is there and durable
 }
@@ -17,7 +19,7 @@ func (b *Blob) Stats() Stats {
 	defer b.mu.Unlock()
 	return Stats{
 		Size: b.size, Needed: b.needed, Present: b.stored.Load(),
-		Fetched: b.fetched.Load(), Requests: b.requests.Load(), Corrupt: b.corrupt.Load(),
+		Fetched: b.fetched.Load(), Requests: b.requests.Load(), Unasked: b.unasked.Load(), Chunks: b.table.Len(), Corrupt: b.corrupt.Load(),
 		Complete: b.complete,
 	}
 }
