@@ -22,29 +22,32 @@ const module = "github.com/erofsd/erofsd"
 // ours is the whole import graph of the product: each package, and all of our
 // packages that its code (not its tests) may import.
 var ours = map[string][]string{
-	"internal/kernel": {},
-	"internal/chunk":  {"internal/kernel"},
-	"internal/api":    {},
-	"backend":         {"internal/kernel"},
-	"cachefiles":      {"internal/kernel"},
-	"fanotify":        {"internal/kernel"},
-	"erofs":           {"internal/kernel"},
+	"internal/kernel":  {},
+	"internal/config":  {},
+	"internal/logging": {},
+	"internal/chunk":   {"internal/kernel"},
+	"internal/api":     {},
+	"backend":          {"internal/kernel"},
+	"cachefiles":       {"internal/kernel"},
+	"fanotify":         {"internal/kernel"},
+	"erofs":            {"internal/kernel"},
 
-	"backend/localfs":  {"backend"},
-	"backend/registry": {"backend"},
-	"backend/s3":       {"backend"},
-	"backend/oss":      {"backend"},
-	"blobmgr":          {"backend", "internal/chunk", "internal/kernel"},
-	"convert":          {"erofs", "internal/chunk", "internal/kernel"},
+	"backend/httpproxy": {"backend"},
+	"backend/localfs":   {"backend"},
+	"backend/registry":  {"backend"},
+	"backend/s3":        {"backend"},
+	"backend/oss":       {"backend"},
+	"blobmgr":           {"backend", "internal/chunk", "internal/kernel"},
+	"convert":           {"erofs", "internal/chunk", "internal/kernel"},
 
 	"internal/api/nydus": {},
 
 	"internal/daemon": {
-		"backend", "backend/localfs", "backend/registry", "backend/s3", "backend/oss", "blobmgr",
+		"backend", "backend/httpproxy", "backend/localfs", "backend/registry", "backend/s3", "backend/oss", "blobmgr",
 		"cachefiles", "erofs", "fanotify", "internal/api", "internal/api/nydus", "internal/chunk", "internal/config", "internal/keeper", "internal/kernel",
 	},
 
-	"cmd/erofsd":   {"internal/daemon", "internal/config"},
+	"cmd/erofsd":   {"internal/daemon", "internal/config", "internal/logging"},
 	"cmd/erofsctl": {"backend", "backend/localfs", "backend/registry", "convert", "erofs", "fanotify", "cachefiles", "internal/api", "internal/chunk", "internal/daemon", "internal/kernel"},
 }
 
