@@ -36,3 +36,9 @@ func (m *Manager) Forget(ctx context.Context, domain, id string) error {
 func (m *Manager) Usage(domain, id string) int64 {
 	return m.dir.usage(Source{Domain: domain}.scoped(id))
 }
+
+// Known reports whether the chunk table and digests of the blob called id are kept in a
+// domain, so that what a cache file has of it can be trusted.
+func (m *Manager) Known(domain, id string) bool {
+	return m.dir.exists(Source{Domain: domain}.scoped(id) + metaSuffix)
+}

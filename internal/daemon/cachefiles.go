@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -29,7 +30,9 @@ type cachefilesTransport struct {
 
 	mu      sync.Mutex // guards what follows; Daemon.mu may be held before it
 	objects map[cachefiles.Key]served
-	live    map[cachefiles.Key]int // objects of the kernel that are not closed
+	bound   map[cachefiles.Key][]*binding
+	live    map[cachefiles.Key]int              // objects of the kernel that are not closed
+	files   map[cachefiles.Key]*cachefiles.File // of the newest of them
 }
 
 // A served is what is behind a key: a bootFile, or a device.
@@ -53,7 +56,8 @@ func (v *device) detach(f *cachefiles.File) { v.blob.Detach(f) }
 func startCachefiles(d *Daemon) (_ transport, err error) {
 	t := &cachefilesTransport{
 		d: d, device: d.o.Kernel.Device,
-		objects: map[cachefiles.Key]served{}, live: map[cachefiles.Key]int{},
+		objects: map[cachefiles.Key]served{}, bound: map[cachefiles.Key][]*binding{},
+		live: map[cachefiles.Key]int{}, files: map[cachefiles.Key]*cachefiles.File{},
 	}
 	switch {
 	case t.device != nil: // bound by whoever made it
@@ -120,8 +124,9 @@ func (k imageKey) object(cookie string) cachefiles.Key {
 	return cachefiles.Key{Volume: cachefiles.VolumeKey(k.kernelDomain(), k.id), Cookie: cookie}
 }
 
-// add makes img's keys known.
-func (t *cachefilesTransport) add(_ context.Context, img *image) error {
+// add makes img's keys known. The kernel may have opened some of them before, for a bound
+// image.
+func (t *cachefilesTransport) add(ctx context.Context, img *image) error {
 	st, err := img.boot.Stat()
 	if err != nil {
 		return fmt.Errorf("open bootstrap: %w", err)
@@ -139,12 +144,65 @@ func (t *cachefilesTransport) add(_ context.Context, img *image) error {
 			return err
 		}
 	}
+	files := map[cachefiles.Key]*cachefiles.File{}
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	for k, o := range objects {
 		t.objects[k] = o
+		if f := t.files[k]; f != nil {
+			files[k] = f
+		}
+	}
+	t.mu.Unlock()
+	for k, f := range files {
+		if err := objects[k].attach(ctx, f); err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+// keys returns the keys that b answers for, its bootstrap's first.
+func (b *binding) keys() []cachefiles.Key {
+	keys := []cachefiles.Key{b.key.object(b.key.id)}
+	for _, e := range b.blobs {
+		keys = append(keys, b.key.object(e.ID))
+	}
+	return keys
+}
+
+// sizeOf returns the size of the object of b that is called cookie.
+func (b *binding) sizeOf(cookie string) int64 {
+	for _, e := range b.blobs {
+		if e.ID == cookie {
+			return e.Size
+		}
+	}
+	return b.boot.Size()
+}
+
+func (t *cachefilesTransport) bind(b *binding) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, k := range b.keys() {
+		t.bound[k] = append(t.bound[k], b)
+	}
+}
+
+// unbind keeps b while the kernel has its bootstrap open: that is while it is mounted.
+func (t *cachefilesTransport) unbind(b *binding) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	keys := b.keys()
+	if t.live[keys[0]] > 0 {
+		return false
+	}
+	for _, k := range keys {
+		t.bound[k] = slices.DeleteFunc(t.bound[k], func(o *binding) bool { return o == b })
+		if len(t.bound[k]) == 0 {
+			delete(t.bound, k)
+		}
+	}
+	return true
 }
 
 // clean removes what the kernel's cache has of a blob of which nothing else is
@@ -157,7 +215,23 @@ func (t *cachefilesTransport) clean(k cachefiles.Key, v *device) error {
 	if err == nil || errors.Is(err, fs.ErrNotExist) || t.behind(k) != nil { // another image was faster
 		return nil
 	}
+	if errors.Is(err, cachefiles.ErrInUse) && t.empty(k, v.Size()) {
+		return nil
+	}
 	return fmt.Errorf("blob %s: remove what an unknown daemon left of it in %s: %w", v.id, t.device.Dir(), err)
+}
+
+// empty reports whether the kernel has the object of k open, and nothing is in it.
+func (t *cachefilesTransport) empty(k cachefiles.Key, size int64) bool {
+	t.mu.Lock()
+	f := t.files[k]
+	t.mu.Unlock()
+	if f == nil {
+		return false
+	}
+	empty := true
+	err := f.Data(size, func(int64, int64) { empty = false })
+	return err == nil && empty
 }
 
 // remove forgets img's keys; a blob's only with its last image.
@@ -265,9 +339,12 @@ func (t *cachefilesTransport) Open(_ context.Context, k cachefiles.Key) (cachefi
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	o := &kernelObject{t: t, key: k}
+	bound := t.bound[k]
 	switch s := t.objects[k]; {
 	case s != nil:
 		o.size = s.Size()
+	case len(bound) > 0:
+		o.size = bound[0].sizeOf(k.Cookie)
 	case t.inherited:
 		if st, err := os.Lstat(filepath.Join(t.device.Dir(), k.Path())); err == nil {
 			o.size = st.Size()
@@ -276,7 +353,21 @@ func (t *cachefilesTransport) Open(_ context.Context, k cachefiles.Key) (cachefi
 		return nil, fmt.Errorf("no mounted image has %s in %s: %w", k.Cookie, k.Volume, syscall.ENOENT)
 	}
 	t.live[k]++
+	for _, b := range bound {
+		if b.key.id == k.Cookie { // it is being mounted: its blobs come next
+			t.d.background.Go(func() { t.prepare(b) })
+		}
+	}
 	return o, nil
+}
+
+// prepare opens the image of b. If that does not succeed, reads try it again.
+func (t *cachefilesTransport) prepare(b *binding) {
+	ctx, cancel := context.WithTimeout(t.d.ctx, t.d.o.FillTimeout)
+	defer cancel()
+	if err := t.d.openBinding(ctx, b); err != nil && t.d.ctx.Err() == nil && b.ctx.Err() == nil {
+		t.d.log.Warn("a bound image cannot be opened yet; its reads will try it again", "image", b.key.id, "err", err)
+	}
 }
 
 // A kernelObject is one opening of a key by the kernel. What is behind the key may
@@ -293,7 +384,11 @@ func (o *kernelObject) Size() int64 { return o.size }
 
 func (o *kernelObject) Opened(ctx context.Context, f *cachefiles.File) error {
 	o.file = f
-	if s := o.t.behind(o.key); s != nil {
+	o.t.mu.Lock()
+	o.t.files[o.key] = f
+	s := o.t.objects[o.key]
+	o.t.mu.Unlock()
+	if s != nil {
 		return s.attach(ctx, f)
 	}
 	return nil
@@ -306,11 +401,50 @@ func (t *cachefilesTransport) behind(k cachefiles.Key) served {
 	return t.objects[k]
 }
 
-func (o *kernelObject) Fill(ctx context.Context, off, n int64) error {
-	s := o.t.behind(o.key)
-	if s == nil {
-		return fmt.Errorf("no mounted image has %s in %s", o.key.Cookie, o.key.Volume)
+// find returns what is behind k, having opened the bound images that have it and are
+// mounted. With an error it may be nil, or lack what one of these images knows.
+func (t *cachefilesTransport) find(ctx context.Context, k cachefiles.Key) (served, error) {
+	var wait []*binding
+	t.mu.Lock()
+	s := t.objects[k]
+	for _, b := range t.bound[k] {
+		switch {
+		case b.key.id == k.Cookie:
+			if s == nil {
+				s = b.boot
+			}
+		case !b.opened.Load() && (t.inherited || t.live[b.key.object(b.key.id)] > 0):
+			wait = append(wait, b)
+		}
 	}
+	t.mu.Unlock()
+	var errs []error
+	for _, b := range wait {
+		if err := t.d.openBinding(ctx, b); err != nil {
+			errs = append(errs, fmt.Errorf("open image %s: %w", b.key.id, err))
+		}
+	}
+	if len(wait) > 0 {
+		s = t.behind(k)
+	}
+	if s == nil && len(errs) == 0 {
+		errs = append(errs, fmt.Errorf("no mounted image has %s in %s", k.Cookie, k.Volume))
+	}
+	return s, errors.Join(errs...)
+}
+
+func (o *kernelObject) Fill(ctx context.Context, off, n int64) error {
+	s, ferr := o.t.find(ctx, o.key)
+	if s == nil {
+		return ferr
+	}
+	if err := o.fill(ctx, s, off, n); err != nil {
+		return errors.Join(err, ferr)
+	}
+	return nil
+}
+
+func (o *kernelObject) fill(ctx context.Context, s served, off, n int64) error {
 	if v, ok := s.(*device); ok {
 		v.events.Add(1)
 	}
@@ -321,13 +455,31 @@ func (o *kernelObject) Fill(ctx context.Context, off, n int64) error {
 }
 
 func (o *kernelObject) Close() error {
-	if s := o.t.behind(o.key); s != nil && o.file != nil {
-		s.detach(o.file)
+	t := o.t
+	t.mu.Lock()
+	behind := []served{t.objects[o.key]}
+	bound := slices.Clone(t.bound[o.key])
+	t.mu.Unlock()
+	for _, b := range bound {
+		if b.key.id == o.key.Cookie {
+			behind = append(behind, b.boot)
+		}
 	}
-	o.t.mu.Lock()
-	defer o.t.mu.Unlock()
-	if o.t.live[o.key]--; o.t.live[o.key] == 0 {
-		delete(o.t.live, o.key)
+	for _, s := range behind {
+		if s != nil && o.file != nil {
+			s.detach(o.file)
+		}
+	}
+	t.mu.Lock()
+	if t.files[o.key] == o.file {
+		delete(t.files, o.key)
+	}
+	if t.live[o.key]--; t.live[o.key] == 0 {
+		delete(t.live, o.key)
+	}
+	t.mu.Unlock()
+	for _, b := range bound {
+		t.d.background.Go(func() { t.d.leave(b) })
 	}
 	return nil
 }

@@ -70,11 +70,13 @@ type Daemon struct {
 	stores  *stores
 
 	// mu guards the tables below and the fields of their entries that say so.
-	mu      sync.Mutex
-	images  map[imageKey]*image
-	mounts  map[string]*mount // by mount point
-	devices map[*blobmgr.Blob]*device
+	mu       sync.Mutex
+	images   map[imageKey]*image
+	mounts   map[string]*mount // by mount point
+	devices  map[*blobmgr.Blob]*device
+	bindings map[imageKey]*binding
 
+	placing  turn          // serialises bindings
 	removing turn          // serialises removals of kept images
 	closed   chan struct{} // told, without waiting, when an image is closed
 
@@ -125,13 +127,15 @@ func newDaemon(o Options) (*Daemon, error) {
 	d := &Daemon{
 		o: o, lock: lock, log: o.Logger, metrics: prometheus.NewRegistry(), mounter: o.Kernel.Mounter,
 		images: map[imageKey]*image{}, mounts: map[string]*mount{}, devices: map[*blobmgr.Blob]*device{},
-		removing: make(turn, 1), closed: make(chan struct{}, 1),
+		bindings: map[imageKey]*binding{}, placing: make(turn, 1), removing: make(turn, 1), closed: make(chan struct{}, 1),
 	}
 	if d.mounter == nil {
 		d.mounter = helperMounter{}
 	}
 	d.stores = newStores(d.log, d.metrics)
+	d.ctx, d.cancel = context.WithCancel(context.Background())
 	if err := d.start(); err != nil {
+		d.cancel()
 		return nil, errors.Join(err, lock.Close())
 	}
 	return d, nil
@@ -150,7 +154,6 @@ func (d *Daemon) start() (err error) {
 	if err != nil {
 		return errors.Join(fmt.Errorf("open cache: %w", err), d.kernel.close(true))
 	}
-	d.ctx, d.cancel = context.WithCancel(context.Background())
 	return nil
 }
 

@@ -70,6 +70,11 @@ func (t *fanotifyTransport) add(context.Context, *image) error { return nil }
 
 func (t *fanotifyTransport) remove(*image) {}
 
+// A name means nothing to this kernel: a bound image is like any other that is mounted.
+func (t *fanotifyTransport) bind(*binding) {}
+
+func (t *fanotifyTransport) unbind(*binding) bool { return true }
+
 // What is kept is blobmgr's and the daemon's: the kernel has nothing of its own.
 func (t *fanotifyTransport) discard(imageKey, bool) error { return nil }
 

@@ -17,6 +17,7 @@ import (
 // bootstrap share it.
 type image struct {
 	key     imageKey
+	digest  string        // of the bootstrap
 	ready   chan struct{} // closed when the fields below are set
 	err     error         // of opening; the image is then gone from the table
 	boot    *os.File      // private copy, complete, read-only
@@ -42,6 +43,10 @@ func (d *Daemon) acquire(ctx context.Context, src *source) (*image, error) {
 		}
 		if errors.Is(img.err, context.Canceled) && ctx.Err() == nil {
 			continue // the one who opened it left; we have not
+		}
+		if img.err == nil && img.digest != src.digest {
+			d.release(img)
+			return nil, errOtherBootstrap
 		}
 		return img, img.err // a failed image is in no table: nobody counts its references
 	}
@@ -81,6 +86,7 @@ var errRemoved = errors.New("the image was removed meanwhile")
 
 // open admits src's bootstrap and opens its blobs.
 func (d *Daemon) open(ctx context.Context, img *image, src *source) (err error) {
+	img.digest = src.digest
 	img.boot, err = os.Open(src.boot)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = fmt.Errorf("%w: %w", errRemoved, err)
@@ -93,29 +99,15 @@ func (d *Daemon) open(ctx context.Context, img *image, src *source) (err error) 
 			err = errors.Join(err, d.closeImage(img))
 		}
 	}()
-	st, err := img.boot.Stat()
-	if err != nil {
-		return fmt.Errorf("open bootstrap: %w", err)
-	}
-	if _, err := erofs.Check(ctx, img.boot, st.Size(), erofs.Limits{}); err != nil {
-		return fmt.Errorf("refuse image %s: %w", src.label, err)
-	}
-	m, err := erofs.Open(img.boot, st.Size())
+	m, _, err := openImage(ctx, img.boot)
 	if err != nil {
 		return fmt.Errorf("refuse image %s: %w", src.label, err)
 	}
-	if m.RAFS() == nil {
-		return fmt.Errorf("refuse image %s: it is plain EROFS without RAFS tables, so its data cannot be verified", src.label)
-	}
-	digests, err := digestsByBlob(m)
+	entries, digests, err := imageBlobs(m)
 	if err != nil {
 		return fmt.Errorf("refuse image %s: %w", src.label, err)
 	}
-	for i, raw := range m.BlobEntries() {
-		e, err := chunk.ParseEntry(raw)
-		if err != nil {
-			return fmt.Errorf("refuse image %s: blob %d: %w", src.label, i, err)
-		}
+	for i, e := range entries {
 		b, err := d.blobs.Open(ctx, src.blob(e, digests[uint32(i)]))
 		if err != nil {
 			return fmt.Errorf("open blob %s of %s: %w", e.ID, src.label, err)
@@ -132,16 +124,52 @@ func (d *Daemon) open(ctx context.Context, img *image, src *source) (err error) 
 	return nil
 }
 
-// digestsByBlob sorts the bootstrap's chunk table by blob.
-func digestsByBlob(m *erofs.Image) (map[uint32][]blobmgr.ChunkDigest, error) {
-	out := map[uint32][]blobmgr.ChunkDigest{}
-	for c, err := range m.Chunks() {
+// openImage admits the bootstrap f and returns its size too.
+func openImage(ctx context.Context, f *os.File) (*erofs.Image, int64, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return nil, 0, err
+	}
+	if _, err := erofs.Check(ctx, f, st.Size(), erofs.Limits{}); err != nil {
+		return nil, 0, err
+	}
+	m, err := erofs.Open(f, st.Size())
+	if err != nil {
+		return nil, 0, err
+	}
+	if m.RAFS() == nil {
+		return nil, 0, errors.New("it is plain EROFS without RAFS tables, so its data cannot be verified")
+	}
+	return m, st.Size(), nil
+}
+
+// blobEntries returns m's blob table.
+func blobEntries(m *erofs.Image) ([]chunk.Entry, error) {
+	var out []chunk.Entry
+	for i, raw := range m.BlobEntries() {
+		e, err := chunk.ParseEntry(raw)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("blob %d: %w", i, err)
 		}
-		out[c.Blob] = append(out[c.Blob], blobmgr.ChunkDigest{Index: int(c.Index), Off: c.Off, Len: c.Len, Digest: c.Digest})
+		out = append(out, e)
 	}
 	return out, nil
+}
+
+// imageBlobs returns m's blob table, and its chunk table sorted by blob.
+func imageBlobs(m *erofs.Image) ([]chunk.Entry, map[uint32][]blobmgr.ChunkDigest, error) {
+	entries, err := blobEntries(m)
+	if err != nil {
+		return nil, nil, err
+	}
+	digests := map[uint32][]blobmgr.ChunkDigest{}
+	for c, err := range m.Chunks() {
+		if err != nil {
+			return nil, nil, err
+		}
+		digests[c.Blob] = append(digests[c.Blob], blobmgr.ChunkDigest{Index: int(c.Index), Off: c.Off, Len: c.Len, Digest: c.Digest})
+	}
+	return entries, digests, nil
 }
 
 // awaitDone removes w's mark when its blob is complete, as often as that

@@ -57,9 +57,10 @@ func (d *Daemon) listKept() ([]kept, error) {
 	d.mu.Lock()
 	for i := range all {
 		_, all[i].open = d.images[all[i].key]
+		all[i].open = all[i].open || d.bindings[all[i].key] != nil
 	}
 	d.mu.Unlock()
-	slices.SortFunc(all, func(a, b kept) int { return cmp.Or(a.used.Compare(b.used), cmp.Compare(a.key.id, b.key.id)) })
+	slices.SortFunc(all, func(a, b kept) int { return cmp.Or(a.used.Compare(b.used), compareKeys(a.key, b.key)) })
 	return all, nil
 }
 
@@ -162,7 +163,7 @@ func (d *Daemon) removeKept(ctx context.Context, k kept) error {
 func (d *Daemon) removeFiles(k imageKey, names []string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock() // over a few unlinks
-	if d.images[k] != nil {
+	if d.images[k] != nil || d.bindings[k] != nil {
 		return nil
 	}
 	var errs []error

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -24,7 +25,7 @@ const (
 // An imageKey names an image: the same bootstrap in another domain is another image.
 type imageKey struct {
 	domain string // empty: the default one
-	id     string // sha256 of the bootstrap, hex
+	id     string // sha256 of the bootstrap, hex, or the name that it was bound with
 }
 
 // ownDomain is what an imageKey has for the domain_id of a request.
@@ -33,6 +34,11 @@ func ownDomain(id string) string {
 		return ""
 	}
 	return id
+}
+
+// compareKeys orders keys.
+func compareKeys(a, b imageKey) int {
+	return cmp.Or(cmp.Compare(a.domain, b.domain), cmp.Compare(a.id, b.id))
 }
 
 // String is the key as a part of file names.
@@ -55,7 +61,8 @@ func parseImageKey(s string) imageKey {
 // credentials. Its file's time of modification is when the image was last used.
 type record struct {
 	Label     string           `json:"label"`
-	Host      string           `json:"host,omitempty"` // of the registry
+	Digest    string           `json:"digest,omitempty"` // sha256 of the bootstrap, hex; empty: the image's id is
+	Host      string           `json:"host,omitempty"`   // of the registry
 	Repo      string           `json:"repository,omitempty"`
 	PlainHTTP bool             `json:"plain_http,omitempty"`
 	CAFile    string           `json:"ca_file,omitempty"`
@@ -78,15 +85,23 @@ func (d *Daemon) writeRecord(img *image, src *source) error {
 	for _, v := range img.devices {
 		r.Blobs = append(r.Blobs, v.blob.ID())
 	}
+	return d.writeRecordFile(img.key, r)
+}
+
+// writeRecordFile makes r the record of k.
+func (d *Daemon) writeRecordFile(k imageKey, r record) error {
 	p, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
-	if err := writeFile(d.file(img.key, recordSuffix), p); err != nil {
+	if err := writeFile(d.file(k, recordSuffix), p); err != nil {
 		return fmt.Errorf("keep record of image: %w", err)
 	}
 	return nil
 }
+
+// digest returns the sha256 of the bootstrap of k, whose record r is.
+func (r record) digest(k imageKey) string { return cmp.Or(r.Digest, k.id) }
 
 // readRecord returns the record of k; fs.ErrNotExist when none is kept.
 func (d *Daemon) readRecord(k imageKey) (record, error) {
@@ -112,16 +127,16 @@ func (d *Daemon) used(k imageKey) {
 // recorded returns the source of an image that is kept.
 func (d *Daemon) recorded(k imageKey) (*source, error) {
 	boot := d.file(k, bootSuffix)
-	if err := checkBootstrap(boot, k.id); err != nil {
-		return nil, err
-	}
 	r, err := d.readRecord(k)
 	if errors.Is(err, fs.ErrNotExist) {
 		r = record{Label: boot}
 	} else if err != nil {
 		return nil, err
 	}
-	src := &source{key: k, boot: boot, label: r.Label, record: r}
+	if err := checkBootstrap(boot, r.digest(k)); err != nil {
+		return nil, err
+	}
+	src := &source{key: k, digest: r.digest(k), boot: boot, label: r.Label, record: r}
 	if r.Host == "" {
 		src.store = d.stores.directory(r.BlobDir)
 		return src, nil

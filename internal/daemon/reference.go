@@ -52,13 +52,13 @@ func (d *Daemon) resolveReference(ctx context.Context, r api.MountRequest) (*sou
 		return nil, fmt.Errorf("get bootstrap layer: %w", err)
 	}
 	src := &source{
-		label: r.Reference, store: reg.blobs,
-		repo: backend.Ref{Host: m.Host, Repository: m.Repository}, key: imageKey{domain: r.DomainID},
+		label: r.Reference, key: imageKey{domain: r.DomainID},
 		record: record{
 			Label: r.Reference, Host: m.Host, Repo: m.Repository, PlainHTTP: r.PlainHTTP, CAFile: r.CAFile,
 			Sizes: map[string]int64{}, Layer: layerName(layer), Pinned: r.Pinned,
 		},
 	}
+	src.origin = origin{store: reg.blobs, repo: backend.Ref{Host: m.Host, Repository: m.Repository}}
 	for _, l := range m.Layers {
 		if l.Digest.Validate() == nil {
 			src.record.Sizes[l.Digest.Encoded()] = l.Size

@@ -9,10 +9,10 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/erofsd/erofsd/backend"
 	"github.com/erofsd/erofsd/blobmgr"
 	"github.com/erofsd/erofsd/internal/api"
 	"github.com/erofsd/erofsd/internal/chunk"
@@ -25,10 +25,10 @@ const maxBootstrap = 2 << 30
 // directory so that nobody changes it under the kernel, and the store of its blobs.
 type source struct {
 	key    imageKey
+	digest string            // of the bootstrap
 	boot   string            // path of the private copy
 	label  string            // what the user named
-	store  backend.Store     // of the blobs
-	repo   backend.Ref       // Host and Repository of the blobs
+	origin                   // of the blobs
 	tables map[string][]byte // chunk tables that came with the bootstrap, by blob id
 	record record            // what is kept of it
 }
@@ -38,16 +38,13 @@ func (d *Daemon) resolve(ctx context.Context, r api.MountRequest) (*source, erro
 	if r.Reference != "" {
 		return d.resolveReference(ctx, r)
 	}
-	f, err := os.Open(r.Bootstrap)
+	f, err := openRegular(r.Bootstrap)
 	if err != nil {
-		return nil, fmt.Errorf("open bootstrap: %w", err)
+		return nil, err
 	}
 	defer f.Close()
-	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
-		return nil, errors.Join(api.BadRequest(fmt.Errorf("bootstrap %s is not a regular file", r.Bootstrap)), err)
-	}
 	src := &source{
-		label: r.Bootstrap, store: d.stores.directory(r.BlobDir), key: imageKey{domain: r.DomainID},
+		label: r.Bootstrap, origin: origin{store: d.stores.directory(r.BlobDir)}, key: imageKey{domain: r.DomainID},
 		record: record{Label: r.Bootstrap, BlobDir: r.BlobDir, Pinned: r.Pinned},
 	}
 	if err = d.openBootstrap(f, src); err == nil && src.boot == "" {
@@ -68,7 +65,7 @@ func (d *Daemon) openBootstrap(f io.ReadSeeker, src *source) error {
 	_, open := d.images[key]
 	d.mu.Unlock()
 	if open {
-		src.key, src.boot = key, d.file(key, bootSuffix)
+		src.key, src.digest, src.boot = key, id, d.file(key, bootSuffix)
 		return nil
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
@@ -88,35 +85,61 @@ func bootstrapID(r io.Reader) (string, error) {
 
 // keepBootstrap copies src's bootstrap into the daemon's directory under the name
 // of its digest. An older copy is replaced: after a crash it may be torn.
-func (d *Daemon) keepBootstrap(r io.Reader, src *source) (err error) {
-	dir := filepath.Join(d.o.Root, "images")
-	tmp, err := os.CreateTemp(dir, "boot-*")
+func (d *Daemon) keepBootstrap(r io.Reader, src *source) error {
+	tmp, sum, err := d.copyBootstrap(r)
 	if err != nil {
-		return fmt.Errorf("keep bootstrap: %w", err)
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(fmt.Errorf("keep bootstrap: %w", err), os.Remove(tmp.Name()))
-		}
-	}()
-	sum := sha256.New()
-	n, err := io.Copy(io.MultiWriter(tmp, sum), io.LimitReader(r, maxBootstrap+1))
-	if err = errors.Join(err, tmp.Close()); err != nil {
 		return err
 	}
-	if n > maxBootstrap {
-		return fmt.Errorf("it is larger than %d bytes", maxBootstrap)
-	}
-	src.key.id = hex.EncodeToString(sum.Sum(nil))
+	src.key.id, src.digest = sum, sum
 	src.boot = d.file(src.key, bootSuffix)
-	return os.Rename(tmp.Name(), src.boot)
+	if b := d.bound(src.key); b != nil && b.digest != sum {
+		return errors.Join(errOtherBootstrap, os.Remove(tmp))
+	}
+	if err := os.Rename(tmp, src.boot); err != nil {
+		return errors.Join(fmt.Errorf("keep bootstrap: %w", err), os.Remove(tmp))
+	}
+	return nil
+}
+
+// copyBootstrap copies r into a new file of the daemon's directory and returns its
+// path and its sha256.
+func (d *Daemon) copyBootstrap(r io.Reader) (path, sum string, err error) {
+	tmp, err := os.CreateTemp(filepath.Join(d.o.Root, "images"), "boot-*")
+	if err != nil {
+		return "", "", fmt.Errorf("keep bootstrap: %w", err)
+	}
+	hash := sha256.New()
+	n, err := io.Copy(io.MultiWriter(tmp, hash), io.LimitReader(r, maxBootstrap+1))
+	if err = errors.Join(err, tmp.Close()); err == nil && n > maxBootstrap {
+		err = api.BadRequest(fmt.Errorf("it is larger than %d bytes", maxBootstrap))
+	}
+	if err != nil {
+		return "", "", errors.Join(fmt.Errorf("keep bootstrap: %w", err), os.Remove(tmp.Name()))
+	}
+	return tmp.Name(), hex.EncodeToString(hash.Sum(nil)), nil
+}
+
+// openRegular opens the bootstrap at an absolute path.
+func openRegular(name string) (*os.File, error) {
+	// Without waiting: it may be a FIFO.
+	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, api.BadRequest(fmt.Errorf("open bootstrap: %w", err))
+	}
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		return nil, errors.Join(api.BadRequest(fmt.Errorf("bootstrap %s is not a regular file", name)), err, f.Close())
+	}
+	return f, nil
 }
 
 // blob turns a blob table entry into what blobmgr opens.
 func (s *source) blob(e chunk.Entry, digests []blobmgr.ChunkDigest) blobmgr.Source {
 	ref := s.repo
 	ref.Digest, ref.Size = digest.NewDigestFromEncoded(digest.SHA256, e.ID), s.record.Sizes[e.ID]
-	src := blobmgr.Source{Entry: e, Domain: s.key.domain, Store: s.store, Ref: ref, LocalTable: s.tables[e.ID], Digests: digests}
+	src := blobmgr.Source{
+		Entry: e, Domain: s.key.domain, Store: s.store, Ref: ref, LocalTable: s.tables[e.ID], Digests: digests,
+		Prefetch: s.prefetch,
+	}
 	if e.Features&chunk.FeatureSeparate != 0 {
 		src.MetaRef = s.repo
 		src.MetaRef.Digest = digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(e.MetaBlobDigest[:]))

@@ -13,7 +13,9 @@ import (
 	"github.com/erofsd/erofsd/backend"
 	"github.com/erofsd/erofsd/backend/localfs"
 	"github.com/erofsd/erofsd/backend/registry"
+	"github.com/erofsd/erofsd/blobmgr"
 	"github.com/erofsd/erofsd/internal/api"
+	"github.com/erofsd/erofsd/internal/config"
 )
 
 // stores makes the chains of decorators and keeps the registry clients, with
@@ -90,4 +92,19 @@ func (s *stores) close() error {
 		errs = append(errs, c.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// An origin is where an image's blobs come from, and how they are fetched.
+type origin struct {
+	store    backend.Store
+	repo     backend.Ref // Host and Repository of the blobs
+	prefetch blobmgr.Prefetch
+}
+
+// close gives back what only this origin has. Its store can be used on.
+func (o origin) close() {}
+
+// image returns the origin that c says.
+func (s *stores) image(c config.Image) (origin, error) {
+	return origin{store: s.directory(c.Backend.LocalFS.Dir)}, nil
 }

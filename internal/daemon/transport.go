@@ -31,6 +31,10 @@ type transport interface {
 	// and its blobs are about to be closed.
 	add(ctx context.Context, img *image) error
 	remove(img *image)
+	// bind makes the kernel's requests for b's names answerable, and unbind is its
+	// opposite, unless the kernel still needs b: then it returns false (mu).
+	bind(b *binding)
+	unbind(b *binding) bool
 	// mount mounts img, with its blobs ready to be asked for.
 	mount(ctx context.Context, img *image, s MountSpec) error
 	// busy says whether the kernel needs the daemon for img (mu).

@@ -1,0 +1,400 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/erofsd/erofsd/cachefiles"
+	"github.com/erofsd/erofsd/internal/api"
+	"github.com/erofsd/erofsd/internal/chunk"
+	"github.com/erofsd/erofsd/internal/config"
+)
+
+// A binding is an image that somebody made known under names of their own, and mounts
+// when and how they like. Binding asks no backend: the blobs are opened when the kernel
+// wants them.
+//
+// It is in Daemon.bindings until it was unbound and the kernel does not need it any more;
+// meanwhile it can be bound again.
+type binding struct {
+	key    imageKey
+	digest string // of the bootstrap
+	boot   *bootFile
+	blobs  []chunk.Entry // one for each slot
+
+	opening turn               // serialises attempts to open the image
+	opened  atomic.Bool        // img is set, and has the current source
+	ctx     context.Context    // ends with the binding
+	cancel  context.CancelFunc // of ctx
+
+	// What follows is guarded by Daemon.mu.
+	config config.Image
+	raw    []byte // the request, for a later daemon: it may hold credentials
+	src    *source
+	img    *image             // nil until opened
+	stop   context.CancelFunc // of the attempt that is under way, nil if none is
+	err    error              // of the last attempt
+	failed time.Time          // when that was
+	left   bool               // unbound, but still in use
+}
+
+// maxBoundName bounds the names of a bound image together, in bytes: they are a part of
+// the names of files.
+const maxBoundName = 200
+
+// A boundImage is what Bind makes known.
+type boundImage struct {
+	key       imageKey
+	bootstrap string // path
+	config    config.Image
+	raw       []byte
+	pinned    bool
+}
+
+// Bind makes an image known. The same again is success, and what is new in where its data
+// come from, credentials above all, counts from then on. The error is an api.Conflict
+// when another bootstrap has the name, as long as that is bound or in use.
+func (d *Daemon) Bind(ctx context.Context, r boundImage) error {
+	if err := validateBound(r.key); err != nil {
+		return api.BadRequest(err)
+	}
+	f, err := openRegular(r.bootstrap)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	tmp, sum, err := d.copyBootstrap(f)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp) // it is gone when it was taken
+	b, err := newBinding(ctx, r, tmp, sum)
+	if err != nil {
+		return err
+	}
+	if err := d.setSource(b, r); err != nil {
+		return errors.Join(err, b.boot.f.Close())
+	}
+	if err := d.placing.take(ctx); err != nil {
+		return errors.Join(err, b.close())
+	}
+	defer d.placing.give()
+	if old := d.bound(b.key); old != nil {
+		return errors.Join(d.rebind(ctx, old, b), b.close())
+	}
+	if err := d.register(ctx, b, tmp); err != nil {
+		return errors.Join(fmt.Errorf("bind image %s: %w", b.key, err), b.close())
+	}
+	d.log.Info("bound", "image", b.key.id, "domain", b.key.domain)
+	return nil
+}
+
+func validateBound(k imageKey) error {
+	if err := cachefiles.ValidateID(k.id); err != nil {
+		return err
+	}
+	if n := len(k.domain) + len(k.id); len(k.domain) > maxDomain || n > maxBoundName {
+		return fmt.Errorf("the names of image and domain have %d and %d bytes, at most %d together and %d for the domain are allowed",
+			len(k.id), len(k.domain), maxBoundName, maxDomain)
+	}
+	if k.domain == "" {
+		return nil
+	}
+	return cachefiles.ValidateID(k.domain)
+}
+
+// newBinding examines the bootstrap in the file tmp.
+func newBinding(ctx context.Context, r boundImage, tmp, sum string) (*binding, error) {
+	f, err := os.Open(tmp)
+	if err != nil {
+		return nil, fmt.Errorf("open bootstrap: %w", err)
+	}
+	m, size, err := openImage(ctx, f)
+	b := &binding{key: r.key, digest: sum, opening: make(turn, 1)}
+	if err == nil {
+		b.blobs, err = blobEntries(m)
+	}
+	if err != nil {
+		return nil, errors.Join(api.BadRequest(fmt.Errorf("refuse image %s: %w", r.bootstrap, err)), f.Close())
+	}
+	b.boot = newBootFile(f, size)
+	return b, nil
+}
+
+// setSource makes b's source from its configuration.
+func (d *Daemon) setSource(b *binding, r boundImage) error {
+	origin, err := d.stores.image(r.config)
+	if err != nil {
+		return api.BadRequest(err)
+	}
+	b.ctx, b.cancel = context.WithCancel(d.ctx)
+	b.config, b.raw = r.config, r.raw
+	b.src = &source{
+		key: b.key, digest: b.digest, boot: d.file(b.key, bootSuffix), label: r.bootstrap, origin: origin,
+		record: record{Label: r.bootstrap, Digest: b.digest, Pinned: r.pinned, Sizes: map[string]int64{}},
+	}
+	for _, e := range b.blobs {
+		b.src.record.Blobs = append(b.src.record.Blobs, e.ID)
+	}
+	return nil
+}
+
+// close frees what only b has.
+func (b *binding) close() error {
+	b.cancel()
+	b.src.origin.close()
+	return b.boot.f.Close()
+}
+
+// bound returns the binding of k, nil if there is none.
+func (d *Daemon) bound(k imageKey) *binding {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.bindings[k]
+}
+
+// register makes b, with the bootstrap in the file tmp, known to the kernel. The caller
+// has the turn d.placing.
+func (d *Daemon) register(ctx context.Context, b *binding, tmp string) error {
+	d.mu.Lock()
+	img := d.images[b.key]
+	d.mu.Unlock()
+	if img != nil {
+		select {
+		case <-img.ready:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if img.err == nil && img.digest != b.digest {
+			return errOtherBootstrap
+		}
+	}
+	if img == nil || img.err != nil {
+		if err := d.install(b, tmp); err != nil {
+			return err
+		}
+	}
+	if err := d.writeRecordFile(b.key, b.src.record); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.bindings[b.key] = b
+	d.kernel.bind(b)
+	return nil
+}
+
+// errOtherBootstrap says that a name is taken.
+var errOtherBootstrap = api.Conflict(errors.New("another bootstrap has this name; unbind and unmount that first"))
+
+// install puts b's bootstrap where it belongs, and removes what the kernel's cache has of
+// another one, and of blobs of which nothing is known: nobody can say which digests those
+// were checked against.
+func (d *Daemon) install(b *binding, tmp string) error {
+	r, err := d.readRecord(b.key)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		d.log.Warn("the record of an image is damaged", "image", b.key.id, "err", err)
+	}
+	if err != nil || r.digest(b.key) != b.digest {
+		if err := d.kernel.discardBlob(b.key, b.key.id); err != nil {
+			return errors.Join(errOtherBootstrap, err)
+		}
+	}
+	for _, e := range b.blobs {
+		if d.blobs.Known(b.key.domain, e.ID) {
+			continue
+		}
+		if err := d.kernel.discardBlob(b.key, e.ID); err != nil {
+			return fmt.Errorf("remove what an unknown daemon left of blob %s: %w", e.ID, err)
+		}
+	}
+	return os.Rename(tmp, d.file(b.key, bootSuffix))
+}
+
+// rebind gives old the configuration of b, which is the same image.
+func (d *Daemon) rebind(ctx context.Context, old, b *binding) error {
+	if old.digest != b.digest {
+		return errOtherBootstrap
+	}
+	d.mu.Lock()
+	before, img := old.src, old.img
+	changed := old.left || !old.config.Equal(b.config)
+	old.left = false
+	old.raw = slices.Clone(b.raw)
+	if changed {
+		old.config, old.src, b.src = b.config, b.src, before // b's end releases it
+		old.err = nil
+		if old.stop != nil {
+			old.stop() // whoever opens it with the old source tries again
+		}
+	}
+	now := old.src
+	d.mu.Unlock()
+	if !changed || img == nil {
+		return nil
+	}
+	d.log.Info("bound again: its data come from elsewhere, or with other credentials", "image", old.key.id)
+	return d.addSource(ctx, img, now)
+}
+
+// addSource makes src the first place where img's blobs are read from.
+func (d *Daemon) addSource(ctx context.Context, img *image, src *source) error {
+	m, _, err := openImage(ctx, img.boot)
+	if err != nil {
+		return err
+	}
+	entries, digests, err := imageBlobs(m)
+	if err != nil {
+		return err
+	}
+	for i, e := range entries {
+		b, err := d.blobs.Open(ctx, src.blob(e, digests[uint32(i)]))
+		if err != nil {
+			return fmt.Errorf("blob %s: %w", e.ID, err)
+		}
+		if err := b.Close(); err != nil { // the image has it open: only the source is new
+			return err
+		}
+	}
+	return nil
+}
+
+// openAgain is how long an image that could not be opened is left alone.
+const openAgain = time.Second
+
+// openBinding opens the image of b, once for all who want it.
+func (d *Daemon) openBinding(ctx context.Context, b *binding) error {
+	if b.opened.Load() {
+		return nil
+	}
+	if err := b.opening.take(ctx); err != nil {
+		return err
+	}
+	defer b.opening.give()
+	if b.opened.Load() {
+		return nil
+	}
+	for {
+		d.mu.Lock()
+		src, err := b.src, b.err
+		if err != nil && time.Since(b.failed) < openAgain {
+			d.mu.Unlock()
+			return fmt.Errorf("not tried again so soon: %w", err)
+		}
+		attempt, stop := context.WithCancel(ctx)
+		b.stop = stop
+		d.mu.Unlock()
+		unlink := context.AfterFunc(b.ctx, stop)
+		img, err := d.acquire(attempt, src)
+		if err == nil {
+			err = d.checkBound(b, img)
+		}
+		unlink()
+		stop()
+		if again, err := d.finishOpen(ctx, b, src, img, err); !again {
+			return err
+		}
+	}
+}
+
+// checkBound refuses an image whose blobs are not what their names say: who mounts it
+// names them by these. It releases img then.
+func (d *Daemon) checkBound(b *binding, img *image) error {
+	for i, e := range b.blobs {
+		if img.devices[i].blob.ID() != e.ID {
+			d.release(img)
+			return fmt.Errorf("blob %s of image %s differs from what another image of its domain says of it; one of them is damaged or forged", e.ID, b.key.id)
+		}
+	}
+	return nil
+}
+
+// finishOpen records the outcome of an attempt to open b with src. again says that src is
+// not b's source any more.
+func (d *Daemon) finishOpen(ctx context.Context, b *binding, src *source, img *image, err error) (again bool, _ error) {
+	d.mu.Lock()
+	b.stop = nil
+	stale, gone := b.src != src, b.ctx.Err() != nil
+	if err == nil && !gone {
+		b.img, b.err = img, nil
+		b.opened.Store(true)
+	}
+	if err != nil && !stale && ctx.Err() == nil {
+		b.err, b.failed = err, time.Now()
+	}
+	src = b.src
+	d.mu.Unlock()
+	switch {
+	case err == nil && gone:
+		d.release(img)
+		return false, os.ErrClosed
+	case err == nil && stale:
+		return false, d.addSource(ctx, img, src)
+	case err != nil && stale && !gone && ctx.Err() == nil:
+		return true, nil
+	}
+	return false, err
+}
+
+// Unbind forgets the image k, or with an empty id all of k's domain. Images that are
+// mounted or used are served on. The error is an api.NotFound when there is none of
+// that id.
+func (d *Daemon) Unbind(k imageKey) error {
+	var gone []*binding
+	d.mu.Lock()
+	for key, b := range d.bindings {
+		if key.domain == k.domain && (k.id == "" || key.id == k.id) && !b.left {
+			b.left = true
+			gone = append(gone, b)
+		}
+	}
+	d.mu.Unlock()
+	if len(gone) == 0 && k.id != "" {
+		return api.NotFound(fmt.Errorf("unbind image %s: it is not bound", k))
+	}
+	for _, b := range gone {
+		d.log.Info("unbound", "image", b.key.id, "domain", b.key.domain)
+		d.leave(b)
+	}
+	return nil
+}
+
+// leave ends b if it was unbound and the kernel does not need it.
+func (d *Daemon) leave(b *binding) {
+	d.mu.Lock()
+	if !b.left || d.bindings[b.key] != b || !d.kernel.unbind(b) {
+		d.mu.Unlock()
+		return
+	}
+	delete(d.bindings, b.key)
+	b.cancel()
+	img := b.img
+	d.mu.Unlock()
+	if img != nil {
+		d.release(img)
+	}
+	if err := b.close(); err != nil {
+		d.log.Warn("close bootstrap", "image", b.key.id, "err", err)
+	}
+	d.used(b.key)
+}
+
+// Bindings returns what is bound in domain, ordered by id.
+func (d *Daemon) Bindings(domain string) []*binding {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var out []*binding
+	for k, b := range d.bindings {
+		if k.domain == domain && !b.left {
+			out = append(out, b)
+		}
+	}
+	slices.SortFunc(out, func(a, b *binding) int { return compareKeys(a.key, b.key) })
+	return out
+}
