@@ -176,6 +176,19 @@ func TestRetryWaits(t *testing.T) {
 		if n, took, err := try(t.Context()); n != 4 || took != 18*time.Second || err == nil {
 			t.Errorf("Retry-After of 6 s: %d attempts in %v, error %v", n, took, err)
 		}
+		early, cancelEarly := context.WithTimeout(t.Context(), time.Second)
+		defer cancelEarly()
+		if n, took, err := try(early); n != 0 || took != 0 || !backend.Temporary(err) {
+			t.Errorf("read during the rest with an early deadline: %d attempts in %v, error %v", n, took, err)
+		}
+		fault = nil
+		if n, took, err := try(t.Context()); n != 1 || took < 6*time.Second || took > 7*time.Second || err != nil {
+			t.Errorf("read during the rest: %d attempts in %v, error %v", n, took, err)
+		}
+		fault = syscall.ECONNRESET
+		if n, _, _ := try(backend.WithPriority(t.Context(), backend.Prefetch)); n != 2 {
+			t.Errorf("%d attempts of a prefetch, want 2", n)
+		}
 		fault = &backend.StatusError{Code: 429, RetryAfter: time.Hour}
 		if n, took, err := try(t.Context()); n != 1 || took != 0 || err == nil {
 			t.Errorf("Retry-After of an hour: %d attempts in %v, error %v", n, took, err)

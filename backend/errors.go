@@ -73,6 +73,12 @@ func (e *StatusError) temporary() bool {
 	return e.Code >= 500
 }
 
+// A temporaryError is one of our own that knows whether trying again may help.
+type temporaryError interface {
+	error
+	temporary() bool
+}
+
 // Temporary reports whether trying again may help: the server is overloaded or
 // broken, the connection failed, or something took too long. It is the only
 // place that decides this; an error that it does not know is permanent. A
@@ -81,8 +87,8 @@ func Temporary(err error) bool {
 	if errors.Is(err, context.Canceled) {
 		return false
 	}
-	if status, ok := errors.AsType[*StatusError](err); ok {
-		return status.temporary()
+	if own, ok := errors.AsType[temporaryError](err); ok {
+		return own.temporary()
 	}
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		return false

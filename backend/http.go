@@ -1,14 +1,11 @@
 package backend
 
 import (
-	"crypto/tls"
-	"crypto/x509"
+	"context"
 	"errors"
-	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
-	"os"
-	"slices"
 	"time"
 )
 
@@ -18,18 +15,65 @@ type HTTPOptions struct {
 	// CAFiles are PEM files of certificate authorities to trust besides the system's;
 	// an empty name is none.
 	CAFiles []string
+	// SkipVerify accepts any certificate of a server.
+	SkipVerify bool
+	// ClientCert and ClientKey are PEM files that say who we are, both or none. They are
+	// read again when they change; while that fails the old ones stay in use.
+	ClientCert, ClientKey string
 	// ConnectTimeout bounds making a connection, and the TLS handshake on it. 0: 10 s.
 	ConnectTimeout time.Duration
+	// Header is added to every request, also to those that follow a redirect. What
+	// a request says itself stays, and a login, cookie, range or user agent is never
+	// taken from here.
+	Header http.Header
+	// UserAgent is that of requests that have none. "": erofsd.
+	UserAgent string
+	// Socket is the path of a unix socket that all connections go to. "": TCP.
+	Socket string
+	// Proxy is a forward proxy. Without one, the environment's counts (HTTP_PROXY,
+	// HTTPS_PROXY, NO_PROXY) unless NoEnvironmentProxy is set.
+	Proxy              ProxyOptions
+	NoEnvironmentProxy bool
+	// Logger tells when the proxy goes and comes back. Nil: none.
+	Logger *slog.Logger
 }
 
 // NewHTTPClient returns a client for ranges of blobs. It makes no request. It prefers
 // HTTP/1.1: parallel ranges go over parallel connections, so that one lost packet or one
-// slow flow-control window does not hold up all.
+// slow flow-control window does not hold up all. Its CloseIdleConnections also ends
+// what looks after the proxy; the client stays usable.
 func NewHTTPClient(o HTTPOptions) (*http.Client, error) {
 	set(&o.ConnectTimeout, 10*time.Second)
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	t, err := newTransport(o)
+	if err != nil {
+		return nil, err
+	}
+	var rt http.RoundTripper = t
+	if o.Proxy.URL != "" {
+		if rt, err = newProxied(t, o); err != nil {
+			return nil, err
+		}
+	}
+	h := &headers{next: rt, add: http.Header{}, userAgent: o.UserAgent}
+	if h.userAgent == "" {
+		h.userAgent = "erofsd"
+	}
+	for k, v := range o.Header {
+		if k = http.CanonicalHeaderKey(k); !reserved(k) {
+			h.add[k] = v
+		}
+	}
+	return &http.Client{Transport: h, CheckRedirect: checkRedirect}, nil
+}
+
+func newTransport(o HTTPOptions) (*http.Transport, error) {
+	dialer := &net.Dialer{Timeout: o.ConnectTimeout, KeepAlive: 30 * time.Second}
 	t := &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
-		DialContext:            (&net.Dialer{Timeout: o.ConnectTimeout, KeepAlive: 30 * time.Second}).DialContext,
+		DialContext:            dialer.DialContext,
 		TLSHandshakeTimeout:    o.ConnectTimeout,
 		MaxIdleConns:           64,
 		MaxIdleConnsPerHost:    16,
@@ -39,33 +83,58 @@ func NewHTTPClient(o HTTPOptions) (*http.Client, error) {
 		Protocols:              new(http.Protocols),
 	}
 	t.Protocols.SetHTTP1(true)
-	var err error
-	if t.TLSClientConfig, err = newTLSConfig(o); err != nil {
-		return nil, err
+	if o.Socket != "" {
+		t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return dialer.DialContext(ctx, "unix", o.Socket)
+		}
 	}
-	return &http.Client{Transport: t, CheckRedirect: checkRedirect}, nil
+	if o.NoEnvironmentProxy || o.Proxy.URL != "" || o.Socket != "" {
+		t.Proxy = nil
+	}
+	var err error
+	t.TLSClientConfig, err = newTLSConfig(o)
+	return t, err
 }
 
-// newTLSConfig returns nil when the defaults do.
-func newTLSConfig(o HTTPOptions) (*tls.Config, error) {
-	files := slices.DeleteFunc(slices.Clone(o.CAFiles), func(name string) bool { return name == "" })
-	if len(files) == 0 {
-		return nil, nil
+// headers adds fields to requests.
+type headers struct {
+	next      http.RoundTripper
+	add       http.Header
+	userAgent string
+}
+
+// reserved names the fields that are ours alone.
+func reserved(name string) bool {
+	switch name {
+	case "Authorization", "Proxy-Authorization", "Cookie", "Range", "User-Agent", "Host", "Accept-Encoding",
+		"Content-Length", "Transfer-Encoding", "Connection":
+		return true
 	}
-	pool, err := x509.SystemCertPool()
-	if err != nil {
-		return nil, fmt.Errorf("read the system's CA certificates: %w", err)
-	}
-	for _, name := range files {
-		pem, err := os.ReadFile(name)
-		if err != nil {
-			return nil, fmt.Errorf("read CA file: %w", err)
+	return false
+}
+
+// RoundTrip sends req with the fields that it lacks.
+func (h *headers) RoundTrip(req *http.Request) (*http.Response, error) {
+	original := req
+	req = req.Clone(req.Context()) // a RoundTripper changes no request
+	for k, v := range h.add {
+		if _, there := req.Header[k]; !there {
+			req.Header[k] = v
 		}
-		if !pool.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("read CA file: %s holds no PEM certificate", name)
-		}
 	}
-	return &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}, nil
+	if _, there := req.Header["User-Agent"]; !there {
+		req.Header.Set("User-Agent", h.userAgent)
+	}
+	resp, err := h.next.RoundTrip(req)
+	if err == nil {
+		resp.Request = original
+	}
+	return resp, err
+}
+
+// CloseIdleConnections is what that of [http.Client] calls.
+func (h *headers) CloseIdleConnections() {
+	h.next.(interface{ CloseIdleConnections() }).CloseIdleConnections()
 }
 
 // checkRedirect guards every redirect. The referrer could be a signed URL.

@@ -52,6 +52,23 @@ func (q RangeRequest) Do(ctx context.Context) (size int64, from *url.URL, err er
 	return size, resp.Request.URL, err
 }
 
+// Learn returns the size of a blob of unknown size by reading its first byte, which only
+// an empty blob has not (RFC 9110, 14.1.2). Off and P do not matter.
+func (q RangeRequest) Learn(ctx context.Context) (size int64, from *url.URL, err error) {
+	q.Size, q.Off, q.P = -1, 0, make([]byte, 1)
+	size, from, err = q.Do(ctx)
+	if status, ok := errors.AsType[*StatusError](err); ok && status.Code == http.StatusRequestedRangeNotSatisfiable {
+		return 0, from, nil
+	}
+	if size == 0 {
+		return 0, from, nil
+	}
+	if err == nil && size < 0 {
+		err = errors.New("the server does not say how large it is: give the size in the reference")
+	}
+	return size, from, err
+}
+
 // accept checks that resp is the answer to q. skip is how many bytes of its body come
 // before the range.
 func (q RangeRequest) accept(resp *http.Response) (size, skip int64, err error) {

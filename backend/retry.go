@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -14,6 +15,11 @@ type RetryPolicy struct {
 	// Attempts is how often a call is tried in all. 0: 6, which with the other
 	// defaults bridges about three seconds.
 	Attempts int
+	// PrefetchAttempts is the same for calls that nobody waits for, see [WithPriority];
+	// never more than Attempts. 0: 2.
+	PrefetchAttempts int
+	// Budget bounds the time in which further attempts begin. 0: 60 s.
+	Budget time.Duration
 	// Wait is the pause before the second attempt; it doubles with each further
 	// one up to MaxWait and is shortened at random by up to a half. 0: 100 ms.
 	Wait time.Duration
@@ -30,6 +36,8 @@ type RetryPolicy struct {
 
 func (p RetryPolicy) withDefaults() RetryPolicy {
 	set(&p.Attempts, 6)
+	set(&p.PrefetchAttempts, 2)
+	set(&p.Budget, 60*time.Second)
 	set(&p.Wait, 100*time.Millisecond)
 	set(&p.MaxWait, 10*time.Second)
 	set(&p.BreakAfter, 3)
@@ -45,12 +53,16 @@ func set[T int | int64 | time.Duration](v *T, def T) {
 }
 
 // Do calls f until it succeeds, fails for good (see [Temporary]), ctx ends or the
-// attempts are used up. It does not begin a pause that ctx's deadline would cut.
-func (p RetryPolicy) Do(ctx context.Context, f func() error) error {
+// attempts or the budget are used up. It does not begin a pause that ctx's deadline
+// would cut. f gets a context that knows which attempt it is.
+func (p RetryPolicy) Do(ctx context.Context, f func(ctx context.Context) error) error {
 	p = p.withDefaults()
-	wait := p.Wait
+	if PriorityOf(ctx) == Prefetch {
+		p.Attempts = min(p.Attempts, p.PrefetchAttempts)
+	}
+	start, wait, around := time.Now(), p.Wait, new(atomic.Bool)
 	for n := 1; ; n++ {
-		err := f()
+		err := f(withTry(ctx, try{last: n >= p.Attempts, around: around}))
 		if err == nil || ctx.Err() != nil || !Temporary(err) {
 			return err
 		}
@@ -59,44 +71,102 @@ func (p RetryPolicy) Do(ctx context.Context, f func() error) error {
 		if status, ok := errors.AsType[*StatusError](err); ok {
 			pause = max(pause, status.RetryAfter)
 		}
-		if deadline, ok := ctx.Deadline(); n >= p.Attempts || pause > p.MaxWait || ok && time.Until(deadline) <= pause {
+		if deadline, ok := ctx.Deadline(); n >= p.Attempts || pause > p.MaxWait || time.Since(start)+pause > p.Budget || ok && time.Until(deadline) <= pause {
 			return fmt.Errorf("attempt %d: %w", n, err)
 		}
-		t := time.NewTimer(pause)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
+		if sleep(ctx, pause) != nil {
 			return fmt.Errorf("%w while waiting to try again after: %w", ctx.Err(), err)
 		}
 		wait = min(2*wait, p.MaxWait)
 	}
 }
 
+// sleep waits for d, or returns the error of ctx.
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // Retry returns a store that tries again what failed for a reason that may pass:
 // whole reads, because a range of a blob may be read as often as one likes. It
-// gives a server that stays broken a rest, see [RetryPolicy].
-func Retry(s Store, p RetryPolicy) Store { return &retryStore{s, p.withDefaults()} }
+// gives a blob that stays broken a rest, see [RetryPolicy]. A host that asked for a rest
+// with Retry-After gets it from all its blobs; a host that is merely down does not: one
+// blob's trouble is not another's, and each read backs off by itself.
+func Retry(s Store, p RetryPolicy) Store {
+	return &retryStore{store: s, policy: p.withDefaults(), rests: make(map[string]rest)}
+}
 
 type retryStore struct {
 	store  Store
 	policy RetryPolicy
+
+	// mu guards rests.
+	mu    sync.Mutex
+	rests map[string]rest // by host
+}
+
+// rest is the time until which a host wants to be left alone, as it said with err.
+type rest struct {
+	until time.Time
+	err   error
+}
+
+// do calls f as policy says, leaving host alone while it wants that.
+func (s *retryStore) do(ctx context.Context, policy RetryPolicy, host string, f func(ctx context.Context) error) error {
+	return policy.Do(ctx, func(ctx context.Context) error {
+		if wait, err := s.rest(host); wait > 0 {
+			if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= wait {
+				return fmt.Errorf("not tried, %s wants to be left alone for %v: %w", host, wait.Round(time.Millisecond), err)
+			}
+			// Not all at once when the rest is over.
+			if err := sleep(ctx, wait+rand.N(policy.Wait)); err != nil {
+				return fmt.Errorf("wait for %s, which wants to be left alone: %w", host, err)
+			}
+		}
+		err := f(ctx)
+		if status, ok := errors.AsType[*StatusError](err); ok && status.RetryAfter > 0 && status.RetryAfter <= policy.MaxWait {
+			s.mu.Lock()
+			s.rests[host] = rest{time.Now().Add(status.RetryAfter), err}
+			s.mu.Unlock()
+		}
+		return err
+	})
+}
+
+// rest returns how long host wants to be left alone, and its words.
+func (s *retryStore) rest(host string) (time.Duration, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.rests[host]
+	wait := time.Until(r.until)
+	if wait <= 0 {
+		delete(s.rests, host)
+	}
+	return wait, r.err
 }
 
 func (s *retryStore) Open(ctx context.Context, ref Ref) (Blob, error) {
 	var b Blob
-	err := s.policy.Do(ctx, func() (err error) {
+	err := s.do(ctx, s.policy, ref.Host, func(ctx context.Context) (err error) {
 		b, err = s.store.Open(ctx, ref)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &retryBlob{Blob: b, policy: s.policy}, nil
+	return &retryBlob{Blob: b, store: s, host: ref.Host, policy: s.policy}, nil
 }
 
 type retryBlob struct {
 	Blob
+	store  *retryStore
+	host   string
 	policy RetryPolicy
 
 	// mu guards the fields below: the circuit breaker.
@@ -111,7 +181,7 @@ func (b *retryBlob) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if err != nil {
 		return err
 	}
-	err = policy.Do(ctx, func() error { return b.Blob.ReadAt(ctx, p, off) })
+	err = b.store.do(ctx, policy, b.host, func(ctx context.Context) error { return b.Blob.ReadAt(ctx, p, off) })
 	if ctx.Err() == nil {
 		b.record(err)
 	}

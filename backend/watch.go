@@ -75,9 +75,6 @@ func (w *Watch) Fail(err error) error {
 	if err := w.ctx.Err(); err != nil {
 		return err
 	}
-	if _, ok := errors.AsType[*StatusError](err); ok {
-		return err
-	}
 	return RedactError(err)
 }
 

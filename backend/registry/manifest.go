@@ -134,7 +134,7 @@ func choose(entries []ocispec.Descriptor) (ocispec.Descriptor, error) {
 func (s *Store) document(ctx context.Context, r registry.Reference) (doc document, d digest.Digest, err error) {
 	var body []byte
 	var contentType string
-	err = s.retry.Do(ctx, func() error {
+	err = s.retry.Do(ctx, func(ctx context.Context) error {
 		body, contentType, d, err = s.getManifest(ctx, r)
 		return err
 	})

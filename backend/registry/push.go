@@ -69,7 +69,7 @@ func (p *Pusher) Manifest(ctx context.Context, desc ocispec.Descriptor, body []b
 }
 
 func (p *Pusher) attempt(ctx context.Context, f func(w *backend.Watch) error) error {
-	return p.store.retry.Do(ctx, func() error {
+	return p.store.retry.Do(ctx, func(ctx context.Context) error {
 		w := backend.NewWatch(ctx, max(p.store.stall, pushStall))
 		defer w.Stop()
 		return w.Fail(translate(f(w)))

@@ -1,0 +1,85 @@
+package httpproxy_test
+
+import (
+	"bytes"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/erofsd/erofsd/backend"
+	"github.com/erofsd/erofsd/backend/backendtest"
+	"github.com/erofsd/erofsd/backend/httpproxy"
+	"github.com/erofsd/erofsd/internal/testenv"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+// files is a plain HTTP server of blobs below prefix.
+func files(prefix string, blobs ...[]byte) (http.Handler, []backend.Ref) {
+	var refs []backend.Ref
+	have := map[string][]byte{}
+	for _, p := range blobs {
+		d := digest.FromBytes(p)
+		have[prefix+"/"+d.Encoded()] = p
+		refs = append(refs, backend.Ref{Digest: d, Size: int64(len(p))})
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p, ok := have[r.URL.Path]
+		if !ok {
+			http.NotFound(w, r)
+			return
+		}
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(p))
+	}), refs
+}
+
+func newStore(t *testing.T, o httpproxy.Options) *httpproxy.Store {
+	t.Helper()
+	s, err := httpproxy.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+func TestConformance(t *testing.T) {
+	t.Run("tcp", func(t *testing.T) {
+		backendtest.Run(t, func(t *testing.T, blobs ...[]byte) (backend.Store, []backend.Ref) {
+			h, refs := files("/deep/er", blobs...)
+			server := httptest.NewServer(h)
+			t.Cleanup(server.Close)
+			return newStore(t, httpproxy.Options{Addr: server.URL + "/deep/", Path: "/er"}), refs
+		})
+	})
+	t.Run("unix", func(t *testing.T) {
+		backendtest.Run(t, func(t *testing.T, blobs ...[]byte) (backend.Store, []backend.Ref) {
+			h, refs := files("", blobs...)
+			server := httptest.NewUnstartedServer(h)
+			server.Listener.Close()
+			socket := filepath.Join(t.TempDir(), "s")
+			var err error
+			if server.Listener, err = net.Listen("unix", socket); err != nil {
+				t.Fatal(err)
+			}
+			server.Start()
+			t.Cleanup(server.Close)
+			return newStore(t, httpproxy.Options{Addr: socket}), refs
+		})
+	})
+}
+
+func TestOptions(t *testing.T) {
+	for _, addr := range []string{"", "host", "host:80", "ftp://host", "http://", "relative/path", "http://u:hunter2@host", "http://host:hunter2", "http://host/?hunter2", "http://h%zzhunter2"} {
+		_, err := httpproxy.New(httpproxy.Options{Addr: addr})
+		if err == nil || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%q: error %v", addr, err)
+		}
+	}
+}

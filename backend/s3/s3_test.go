@@ -1,0 +1,434 @@
+//go:build !nos3
+
+package s3_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io/fs"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/johannesboyne/gofakes3"
+	"github.com/johannesboyne/gofakes3/backend/s3mem"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/erofsd/erofsd/backend"
+	"github.com/erofsd/erofsd/backend/backendtest"
+	"github.com/erofsd/erofsd/backend/s3"
+	"github.com/erofsd/erofsd/internal/testenv"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+const (
+	bucket = "images.test"
+	prefix = "nydus/blobs+1/"
+	keyID  = "AKIDEXAMPLE"
+	secret = "secret-not-for-logs"
+)
+
+// server is an S3 server in this process, with faults before it.
+type server struct {
+	*backendtest.HTTPFaults
+	mem  *s3mem.Backend
+	addr string
+	// hour shifts the server's clock.
+	shift atomic.Int64
+}
+
+// Now is what gofakes3 compares the time of a request with.
+func (s *server) Now() time.Time { return time.Now().Add(time.Duration(s.shift.Load())) }
+
+func (s *server) Since(t time.Time) time.Duration { return s.Now().Sub(t) }
+
+func newServer(t *testing.T) *server {
+	t.Helper()
+	s := &server{mem: s3mem.New()}
+	if err := s.mem.CreateBucket(bucket); err != nil {
+		t.Fatal(err)
+	}
+	fake := gofakes3.New(s.mem, gofakes3.WithTimeSource(s), gofakes3.WithLogger(gofakes3.DiscardLog())).Server()
+	s.HTTPFaults = backendtest.NewHTTPFaults(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Date", s.Now().UTC().Format(http.TimeFormat))
+		if !strings.Contains(r.Header.Get("Authorization"), "Credential="+keyID+"/") {
+			refuse(http.StatusForbidden, "InvalidAccessKeyId")(w, r, nil)
+			return
+		}
+		fake.ServeHTTP(w, r)
+	}))
+	ts := httptest.NewServer(s)
+	t.Cleanup(ts.Close)
+	s.addr = ts.Listener.Addr().String()
+	return s
+}
+
+// refuse answers as S3 does, with as much in the body as a careless server might echo.
+func refuse(code int, name string) backendtest.Action {
+	return func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+		w.Header().Set("Content-Type", "application/xml")
+		w.WriteHeader(code)
+		w.Write([]byte(`<?xml version="1.0"?><Error><Code>` + name + `</Code><Message>` + secret + ` ` + backendtest.Signature + `</Message></Error>`))
+	}
+}
+
+func (s *server) put(t *testing.T, data []byte) backend.Ref {
+	t.Helper()
+	d := digest.FromBytes(data)
+	s.putAt(t, d, data)
+	return backend.Ref{Digest: d, Size: int64(len(data))}
+}
+
+func (s *server) putAt(t *testing.T, d digest.Digest, data []byte) {
+	t.Helper()
+	if _, err := s.mem.PutObject(bucket, prefix+d.Encoded(), nil, bytes.NewReader(data), int64(len(data)), nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (s *server) options() s3.Options {
+	return s3.Options{
+		Endpoint: s.addr, Scheme: "http", Region: "us-east-1", Bucket: bucket, Prefix: prefix,
+		AccessKeyID: keyID, AccessKeySecret: secret, Stall: 300 * time.Millisecond,
+	}
+}
+
+func newStore(t *testing.T, o s3.Options) *s3.Store {
+	t.Helper()
+	s, err := s3.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+func TestConformance(t *testing.T) {
+	backendtest.Run(t, func(t *testing.T, blobs ...[]byte) (backend.Store, []backend.Ref) {
+		s := newServer(t)
+		var refs []backend.Ref
+		for _, p := range blobs {
+			refs = append(refs, s.put(t, p))
+		}
+		return newStore(t, s.options()), refs
+	})
+}
+
+// read reads the first n bytes of ref from a fresh blob.
+func read(ctx context.Context, s backend.Store, ref backend.Ref, n int) ([]byte, error) {
+	b, err := s.Open(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	defer b.Close()
+	p := make([]byte, n)
+	return p, b.ReadAt(ctx, p, 0)
+}
+
+func TestNew(t *testing.T) {
+	good := s3.Options{Region: "eu-west-1", Bucket: "b", Anonymous: true}
+	for name, c := range map[string]struct {
+		change func(*s3.Options)
+		want   string // in the error; "": none
+	}{
+		"aws":            {func(*s3.Options) {}, ""},
+		"endpoint":       {func(o *s3.Options) { o.Endpoint, o.Scheme = "[::1]:9000", "http" }, ""},
+		"no bucket":      {func(o *s3.Options) { o.Bucket = "" }, "bucket"},
+		"odd bucket":     {func(o *s3.Options) { o.Bucket = "a/b" }, "bucket"},
+		"no region":      {func(o *s3.Options) { o.Region = "" }, "region"},
+		"odd region":     {func(o *s3.Options) { o.Region = "x/../y" }, "region"},
+		"scheme":         {func(o *s3.Options) { o.Scheme = "ftp" }, "scheme"},
+		"endpoint URL":   {func(o *s3.Options) { o.Endpoint = "https://host" }, "endpoint"},
+		"endpoint path":  {func(o *s3.Options) { o.Endpoint = "host/path" }, "endpoint"},
+		"endpoint login": {func(o *s3.Options) { o.Endpoint = "user:" + secret + "@host" }, "login"},
+		"half a login":   {func(o *s3.Options) { o.Anonymous, o.AccessKeySecret = false, secret }, "go together"},
+		"token alone":    {func(o *s3.Options) { o.SessionToken = secret }, "session token"},
+		"both":           {func(o *s3.Options) { o.AccessKeyID, o.AccessKeySecret = keyID, secret }, "anonymous"},
+		"CA file":        {func(o *s3.Options) { o.HTTP.CAFiles = []string{"/missing.pem"} }, "missing.pem"},
+	} {
+		o := good
+		c.change(&o)
+		s, err := s3.New(o)
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: error %v, want %q", name, err, c.want)
+		}
+		if err != nil && strings.Contains(err.Error(), secret) {
+			t.Errorf("%s: the error has a secret: %v", name, err)
+		}
+		if s != nil {
+			s.Close()
+		}
+	}
+}
+
+// TestRefused: what the server says is what callers branch on, and no more.
+func TestRefused(t *testing.T) {
+	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("a redirect was followed") }))
+	defer elsewhere.Close()
+	with := func(next backendtest.Action, header ...string) backendtest.Action {
+		return func(w http.ResponseWriter, r *http.Request, h http.Handler) {
+			for i := 0; i < len(header); i += 2 {
+				w.Header().Set(header[i], header[i+1])
+			}
+			next(w, r, h)
+		}
+	}
+	s := newServer(t)
+	ref := s.put(t, backendtest.Bytes(10_000, 1))
+	store := newStore(t, s.options())
+	for name, c := range map[string]struct {
+		action    backendtest.Action
+		is        error
+		temporary bool
+		after     time.Duration
+		text      string
+	}{
+		"denied":    {refuse(403, "AccessDenied"), fs.ErrPermission, false, 0, "(AccessDenied)"},
+		"wrong key": {refuse(403, "SignatureDoesNotMatch"), fs.ErrPermission, false, 0, "(SignatureDoesNotMatch)"},
+		"no key":    {refuse(404, "NoSuchKey"), fs.ErrNotExist, false, 0, "(NoSuchKey)"},
+		"no bucket": {refuse(404, "NoSuchBucket"), fs.ErrNotExist, false, 0, "(NoSuchBucket)"},
+		"archived":  {refuse(403, "InvalidObjectState"), fs.ErrPermission, false, 0, "(InvalidObjectState)"},
+		"slow down": {with(refuse(503, "SlowDown"), "Retry-After", "7"), nil, true, 7 * time.Second, "503 Service Unavailable (SlowDown)"},
+		"too many":  {backendtest.TooMany(3), nil, true, 3 * time.Second, "429"},
+		"internal":  {refuse(500, "InternalError"), nil, true, 0, "(InternalError)"},
+		"no body":   {backendtest.Status(502), nil, true, 0, "502 Bad Gateway"},
+		"odd code":  {refuse(403, "x-amz-signature=1"), fs.ErrPermission, false, 0, "403 Forbidden"},
+		"region": {
+			with(refuse(301, "PermanentRedirect"), "Location", elsewhere.URL, "X-Amz-Bucket-Region", "eu-central-1"),
+			nil, false, 0, "the bucket is in region eu-central-1",
+		},
+		"redirect": {with(refuse(307, "TemporaryRedirect"), "Location", elsewhere.URL), nil, false, 0, "not followed"},
+	} {
+		s.Add(backendtest.All, 1, c.action)
+		_, err := read(t.Context(), store, ref, 100)
+		status, ok := errors.AsType[*backend.StatusError](err)
+		if !ok || !strings.Contains(err.Error(), c.text) || backend.Temporary(err) != c.temporary || status.RetryAfter != c.after {
+			t.Errorf("%s: error %v (temporary %v), want %q (%v)", name, err, backend.Temporary(err), c.text, c.temporary)
+			continue
+		}
+		if c.is != nil && !errors.Is(err, c.is) {
+			t.Errorf("%s: error %v, want %v", name, err, c.is)
+		}
+		for _, word := range []string{secret, backendtest.Signature, keyID} {
+			if strings.Contains(err.Error(), word) {
+				t.Errorf("%s: the error has a secret: %v", name, err)
+			}
+		}
+	}
+}
+
+// TestEndlessRefusal: an error answer is read to a bound and not to its end.
+func TestEndlessRefusal(t *testing.T) {
+	s := newServer(t)
+	ref := s.put(t, backendtest.Bytes(100, 1))
+	sent := make(chan int, 1)
+	s.Add(backendtest.All, 1, func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+		w.WriteHeader(http.StatusForbidden)
+		n := 0
+		for n < 1<<30 && r.Context().Err() == nil {
+			m, err := w.Write(make([]byte, 32<<10))
+			if n += m; err != nil {
+				break
+			}
+		}
+		sent <- n
+	})
+	if _, err := read(t.Context(), newStore(t, s.options()), ref, 10); !errors.Is(err, fs.ErrPermission) {
+		t.Errorf("error %v, want fs.ErrPermission", err)
+	}
+	if n := <-sent; n >= 1<<30 {
+		t.Error("the whole of 1 GiB was read")
+	}
+}
+
+// TestBroken: whatever breaks on the way is an error, and one that may pass is temporary.
+func TestBroken(t *testing.T) {
+	data := backendtest.Bytes(100_000, 1)
+	s := newServer(t)
+	ref := s.put(t, data)
+	store := newStore(t, s.options())
+	for name, c := range map[string]struct {
+		action    backendtest.Action
+		ok        bool
+		temporary bool
+	}{
+		"reset":         {backendtest.Reset(1000), false, true},
+		"reset at once": {backendtest.Reset(0), false, true},
+		"stall":         {backendtest.Stall(1000), false, true},
+		"no answer":     {backendtest.Stall(-1), false, true},
+		"truncated":     {backendtest.Short(10), false, true},
+		"wrong range":   {backendtest.WrongRange("bytes 1-50000/100000"), false, false},
+		"wrong size":    {backendtest.WrongRange("bytes 0-49999/100001"), false, false},
+		"odd range":     {backendtest.WrongRange("bytes 0-49999/1"), false, false},
+		"whole":         {backendtest.Whole, true, false},
+		"slow":          {backendtest.Drip(10_000, 50*time.Millisecond), true, false},
+	} {
+		s.Add(backendtest.All, 1, c.action)
+		p, err := read(t.Context(), store, ref, 50_000)
+		s.Clear()
+		if (err == nil) != c.ok || backend.Temporary(err) != c.temporary {
+			t.Errorf("%s: error %v (temporary %v), want temporary %v", name, err, backend.Temporary(err), c.temporary)
+		}
+		if c.ok && !bytes.Equal(p, data[:len(p)]) {
+			t.Errorf("%s: wrong bytes", name)
+		}
+	}
+}
+
+// TestReplaced: bytes of two versions of an object never come from one blob, whether
+// the server minds If-Match (S3) or not (gofakes3).
+func TestReplaced(t *testing.T) {
+	s := newServer(t)
+	ref := s.put(t, backendtest.Bytes(1000, 1))
+	store := newStore(t, s.options())
+	for _, minds := range []bool{false, true} {
+		b, err := store.Open(t.Context(), ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer b.Close()
+		if err := b.ReadAt(t.Context(), make([]byte, 10), 0); err != nil {
+			t.Fatal(err)
+		}
+		s.putAt(t, ref.Digest, backendtest.Bytes(1000, 2))
+		if minds {
+			s.Add(func(r *http.Request) bool { return r.Header.Get("If-Match") != "" }, 1, refuse(412, "PreconditionFailed"))
+		}
+		err = b.ReadAt(t.Context(), make([]byte, 10), 500)
+		if err == nil || backend.Temporary(err) || !strings.Contains(err.Error(), "replaced") {
+			t.Errorf("server that minds If-Match %v: error %v, want that the object was replaced", minds, err)
+		}
+		s.putAt(t, ref.Digest, backendtest.Bytes(1000, 1))
+	}
+}
+
+// TestClock: a machine whose clock is wrong reads all the same, and pays for it once.
+func TestClock(t *testing.T) {
+	s := newServer(t)
+	ref := s.put(t, backendtest.Bytes(100, 1))
+	store := newStore(t, s.options())
+	s.shift.Store(int64(time.Hour))
+	for range 3 {
+		if _, err := read(t.Context(), store, ref, 10); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if all, _ := s.Requests(); all != 4 {
+		t.Errorf("%d requests, want one more than the 3 reads", all)
+	}
+}
+
+// clearLogin makes the login of whoever runs the test invisible.
+func clearLogin(t *testing.T) {
+	for _, v := range os.Environ() {
+		if name, _, _ := strings.Cut(v, "="); strings.HasPrefix(name, "AWS_") {
+			t.Setenv(name, "")
+		}
+	}
+	t.Setenv("HOME", t.TempDir())
+	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
+}
+
+func TestLoginFound(t *testing.T) {
+	s := newServer(t)
+	ref := s.put(t, backendtest.Bytes(100, 1))
+	o := s.options()
+	o.AccessKeyID, o.AccessKeySecret = "", ""
+	for name, prepare := range map[string]func(t *testing.T){
+		"environment": func(t *testing.T) {
+			t.Setenv("AWS_ACCESS_KEY_ID", keyID)
+			t.Setenv("AWS_SECRET_ACCESS_KEY", secret)
+		},
+		"file": func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "credentials")
+			text := "[work]\naws_access_key_id=" + keyID + "\naws_secret_access_key=" + secret + "\n"
+			if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			t.Setenv("AWS_SHARED_CREDENTIALS_FILE", file)
+			t.Setenv("AWS_PROFILE", "work")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			clearLogin(t)
+			prepare(t)
+			if _, err := read(t.Context(), newStore(t, o), ref, 10); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	t.Run("none", func(t *testing.T) {
+		clearLogin(t)
+		before, _ := s.Requests()
+		if _, err := read(t.Context(), newStore(t, o), ref, 10); !errors.Is(err, fs.ErrPermission) {
+			t.Errorf("error %v, want fs.ErrPermission", err)
+		}
+		if after, _ := s.Requests(); after != before {
+			t.Error("a read was tried without the login that was to be found")
+		}
+	})
+	t.Run("anonymous", func(t *testing.T) {
+		clearLogin(t)
+		t.Setenv("AWS_ACCESS_KEY_ID", keyID)
+		t.Setenv("AWS_SECRET_ACCESS_KEY", secret)
+		o := o
+		o.Anonymous = true
+		signed := false
+		s.Add(backendtest.All, 1, func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+			signed = r.Header.Get("Authorization") != ""
+			refuse(403, "AccessDenied")(w, r, nil)
+		})
+		if _, err := read(t.Context(), newStore(t, o), ref, 10); !errors.Is(err, fs.ErrPermission) || signed {
+			t.Errorf("error %v, want fs.ErrPermission; signed %v", err, signed)
+		}
+	})
+}
+
+// TestLoginEnds: a temporary login that the server no longer takes is renewed, once for
+// all readers, and the reads succeed.
+func TestLoginEnds(t *testing.T) {
+	clearLogin(t)
+	var given atomic.Int64
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		n := given.Add(1)
+		end := time.Now().Add(time.Hour).UTC().Format(time.RFC3339)
+		token := strings.Repeat("x", int(n))
+		w.Write([]byte(`{"AccessKeyId":"` + keyID + `","SecretAccessKey":"` + secret + `","Token":"` + token + `","Expiration":"` + end + `"}`))
+	}))
+	defer service.Close()
+	t.Setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", service.URL)
+	s := newServer(t)
+	ref := s.put(t, backendtest.Bytes(100, 1))
+	o := s.options()
+	o.AccessKeyID, o.AccessKeySecret = "", ""
+	store := newStore(t, o)
+	good := func(token string) {
+		s.Clear()
+		s.Add(func(r *http.Request) bool { return r.Header.Get("X-Amz-Security-Token") != token }, -1, refuse(400, "ExpiredToken"))
+	}
+	for round := 1; round <= 2; round++ {
+		good(strings.Repeat("x", round))
+		errs := make(chan error)
+		for range 32 {
+			go func() {
+				_, err := read(t.Context(), store, ref, 10)
+				errs <- err
+			}()
+		}
+		for range 32 {
+			if err := <-errs; err != nil {
+				t.Errorf("round %d: %v", round, err)
+			}
+		}
+		if n := given.Load(); n != int64(round) {
+			t.Fatalf("round %d: %d logins were given", round, n)
+		}
+	}
+}
