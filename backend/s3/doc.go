@@ -7,5 +7,5 @@
 // stale. The build tag nos3 leaves it out, and with it the vendor's client: [New] then
 // says so.
 //
-// Read [Options] first. It holds no lock.
+// Read [Options] first. The only lock is found.mu, around the login that was looked for.
 package s3

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -163,6 +164,8 @@ func translate(err error) error {
 		return fmt.Errorf("%w; the bucket is in region %s", status, region)
 	case status.Code/100 == 3:
 		return fmt.Errorf("%w; redirects are not followed: give the endpoint and region of the bucket itself", status)
+	case ended(code) && status.Code == http.StatusBadRequest:
+		return fmt.Errorf("%w: %w", status, fs.ErrPermission)
 	}
 	return status
 }

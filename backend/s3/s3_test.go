@@ -23,10 +23,7 @@ import (
 	"github.com/erofsd/erofsd/backend"
 	"github.com/erofsd/erofsd/backend/backendtest"
 	"github.com/erofsd/erofsd/backend/s3"
-	"github.com/erofsd/erofsd/internal/testenv"
 )
-
-func TestMain(m *testing.M) { testenv.Main(m) }
 
 const (
 	bucket = "images.test"
@@ -38,10 +35,9 @@ const (
 // server is an S3 server in this process, with faults before it.
 type server struct {
 	*backendtest.HTTPFaults
-	mem  *s3mem.Backend
-	addr string
-	// hour shifts the server's clock.
-	shift atomic.Int64
+	mem   *s3mem.Backend
+	addr  string
+	shift atomic.Int64 // of the server's clock, in nanoseconds
 }
 
 // Now is what gofakes3 compares the time of a request with.
@@ -194,6 +190,7 @@ func TestRefused(t *testing.T) {
 		"wrong key": {refuse(403, "SignatureDoesNotMatch"), fs.ErrPermission, false, 0, "(SignatureDoesNotMatch)"},
 		"no key":    {refuse(404, "NoSuchKey"), fs.ErrNotExist, false, 0, "(NoSuchKey)"},
 		"no bucket": {refuse(404, "NoSuchBucket"), fs.ErrNotExist, false, 0, "(NoSuchBucket)"},
+		"old token": {refuse(400, "ExpiredToken"), fs.ErrPermission, false, 0, "(ExpiredToken)"},
 		"archived":  {refuse(403, "InvalidObjectState"), fs.ErrPermission, false, 0, "(InvalidObjectState)"},
 		"slow down": {with(refuse(503, "SlowDown"), "Retry-After", "7"), nil, true, 7 * time.Second, "503 Service Unavailable (SlowDown)"},
 		"too many":  {backendtest.TooMany(3), nil, true, 3 * time.Second, "429"},

@@ -35,8 +35,10 @@ var ours = map[string][]string{
 	"backend/httpproxy": {"backend"},
 	"backend/localfs":   {"backend"},
 	"backend/registry":  {"backend"},
-	"backend/s3":        {"backend"},
-	"backend/oss":       {"backend"},
+	"backend/localdisk": {"backend"},
+	"backend/object":    {"backend"},
+	"backend/s3":        {"backend", "backend/object"},
+	"backend/oss":       {"backend", "backend/object"},
 	"blobmgr":           {"backend", "internal/chunk", "internal/kernel"},
 	"convert":           {"erofs", "internal/chunk", "internal/kernel"},
 
