@@ -39,6 +39,18 @@ func TestConformance(t *testing.T) {
 		"limit":   func(s backend.Store) backend.Store { return backend.Limit(s, backend.Limits{Requests: 3, Bytes: 5000}) },
 		"rate":    func(s backend.Store) backend.Store { return backend.Limit(s, backend.Limits{Rate: 1 << 40}) },
 		"metrics": func(s backend.Store) backend.Store { return backend.Metrics(s, prometheus.NewRegistry(), "mem") },
+		"mirror": func(s backend.Store) backend.Store {
+			return backend.Mirror(s, nil, backend.MirrorStore{Store: s})
+		},
+		"empty mirror": func(s backend.Store) backend.Store {
+			return backend.Mirror(s, nil, backend.MirrorStore{Store: new(backendtest.Mem)})
+		},
+		"empty origin": func(s backend.Store) backend.Store {
+			return backend.Mirror(new(backendtest.Mem), nil, backend.MirrorStore{Store: s})
+		},
+		"faulty mirror": func(s backend.Store) backend.Store {
+			return backend.Mirror(s, nil, backend.MirrorStore{Store: backendtest.Inject(s, backendtest.Randomly(0.5, 1, io.ErrUnexpectedEOF))})
+		},
 		"all": func(s backend.Store) backend.Store {
 			return backend.Metrics(backend.Limit(backend.Retry(s, backend.RetryPolicy{}), backend.Limits{}), nil, "mem")
 		},

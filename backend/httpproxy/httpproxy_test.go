@@ -83,3 +83,13 @@ func TestOptions(t *testing.T) {
 		}
 	}
 }
+
+func TestFaults(t *testing.T) {
+	backendtest.Faults(t, func(t *testing.T, stall time.Duration, blobs ...[]byte) backendtest.Faulty {
+		h, refs := files("", blobs...)
+		faults := backendtest.NewHTTPFaults(h)
+		server := httptest.NewServer(faults)
+		t.Cleanup(server.Close)
+		return backendtest.Faulty{Store: newStore(t, httpproxy.Options{Addr: server.URL, Stall: stall}), Refs: refs, Faults: faults}
+	})
+}
