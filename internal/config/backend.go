@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"reflect"
 	"time"
 )
@@ -161,6 +162,30 @@ func (h *HTTP) legacyKeys() []string {
 }
 
 func (l *LocalFS) legacyKeys() []string { return []string{"readahead", "readahead_sec"} }
+
+// table is what the field that Type names points to, nil without one.
+func (b Backend) table() any {
+	switch {
+	case b.Registry != nil:
+		return *b.Registry
+	case b.S3 != nil:
+		return *b.S3
+	case b.OSS != nil:
+		return *b.OSS
+	case b.HTTPProxy != nil:
+		return *b.HTTPProxy
+	case b.LocalFS != nil:
+		return *b.LocalFS
+	case b.LocalDisk != nil:
+		return *b.LocalDisk
+	}
+	return nil
+}
+
+// Format shows the backend without secrets, whatever the verb. It is needed because fmt,
+// where a verb does not suit a pointer (%s), prints what that points to and asks no
+// Formatter below it.
+func (b Backend) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "{%s %+v}", b.Type, b.table()) }
 
 // Equal reports whether the two are the same, credentials included.
 func (b Backend) Equal(o Backend) bool { return reflect.DeepEqual(b, o) }

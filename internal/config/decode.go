@@ -149,7 +149,7 @@ func (d *decoder) dictionary(n *node, p path, v reflect.Value) {
 		element := reflect.New(v.Type().Elem()).Elem()
 		d.value(n.fields[name], p.at(name), element)
 		if d.own && credentialHeader(name) {
-			d.add(p.at(name), "a secret is not written here: use auth_file or registry credentials")
+			d.add(p.at(name), "a secret is not written here: say it with auth_file or token_file")
 			continue
 		}
 		if v.IsNil() {
@@ -235,7 +235,7 @@ func (d *decoder) secretFile(n *node, p path, field reflect.StructField, into *S
 	file := key + "_file"
 	known[file] = true
 	member := n.field(file)
-	if member == nil || !d.want(member, p.at(file), kindText, "a string") {
+	if member == nil || !d.want(member, p.at(file), kindText, "a string") || member.text == "" {
 		return
 	}
 	s, err := d.secret(member.text)
