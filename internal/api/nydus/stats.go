@@ -1,24 +1,9 @@
 package nydus
 
-// The kinds of call that FsStats and FileStats count, by index.
-const (
-	Getattr = iota
-	Readlink
-	Open
-	Release
-	Read
-	Statfs
-	Getxattr
-	Listxattr
-	Opendir
-	Lookup
-	Readdir
-	Readdirplus
-	Access
-	Forget
-	BatchForget
-	numCalls
-)
+// numCalls is how many kinds of call are counted, by index: getattr, readlink, open,
+// release, read, statfs, getxattr, listxattr, opendir, lookup, readdir, readdirplus,
+// access, forget, batch forget.
+const numCalls = 15
 
 // buckets is how many classes a distribution has. Sizes: below 1 KiB, below 4 KiB,
 // 16 KiB, 64 KiB, 128 KiB, 512 KiB and 1 MiB, and the rest.
