@@ -1,7 +1,6 @@
 package oss_test
 
 import (
-	"bytes"
 	"errors"
 	"io/fs"
 	"net/http"
@@ -13,6 +12,20 @@ import (
 	"github.com/erofsd/erofsd/backend"
 	"github.com/erofsd/erofsd/backend/backendtest"
 )
+
+func TestFaults(t *testing.T) {
+	backendtest.Faults(t, func(t *testing.T, stall time.Duration, blobs ...[]byte) backendtest.Faulty {
+		s := newServer(t)
+		f := backendtest.Faulty{Faults: s.HTTPFaults, Secrets: []string{keyID, secret}}
+		for _, p := range blobs {
+			f.Refs = append(f.Refs, s.put(p))
+		}
+		o := s.options()
+		o.Stall = stall
+		f.Store = newStore(t, o)
+		return f
+	})
+}
 
 // TestRefused: what the server says is what callers branch on, and no more.
 func TestRefused(t *testing.T) {
@@ -60,39 +73,6 @@ func TestRefused(t *testing.T) {
 			if strings.Contains(err.Error(), word) {
 				t.Errorf("%s: the error has a secret: %v", name, err)
 			}
-		}
-	}
-}
-
-// TestBroken: whatever breaks on the way is an error, and one that may pass is temporary.
-func TestBroken(t *testing.T) {
-	data := backendtest.Bytes(100_000, 1)
-	s := newServer(t)
-	ref := s.put(data)
-	store := newStore(t, s.options())
-	for name, c := range map[string]struct {
-		action    backendtest.Action
-		ok        bool
-		temporary bool
-	}{
-		"reset":         {backendtest.Reset(1000), false, true},
-		"reset at once": {backendtest.Reset(0), false, true},
-		"stall":         {backendtest.Stall(1000), false, true},
-		"no answer":     {backendtest.Stall(-1), false, true},
-		"truncated":     {backendtest.Short(10), false, true},
-		"wrong range":   {backendtest.WrongRange("bytes 1-50000/100000"), false, false},
-		"wrong size":    {backendtest.WrongRange("bytes 0-49999/100001"), false, false},
-		"whole":         {backendtest.Whole, true, false},
-		"slow":          {backendtest.Drip(10_000, 50*time.Millisecond), true, false},
-	} {
-		s.Add(backendtest.All, 1, c.action)
-		p, err := read(t.Context(), store, ref, 50_000)
-		s.Clear()
-		if (err == nil) != c.ok || backend.Temporary(err) != c.temporary {
-			t.Errorf("%s: error %v (temporary %v), want temporary %v", name, err, backend.Temporary(err), c.temporary)
-		}
-		if c.ok && !bytes.Equal(p, data[:len(p)]) {
-			t.Errorf("%s: wrong bytes", name)
 		}
 	}
 }

@@ -71,7 +71,7 @@ func (s *server) putAt(d digest.Digest, data []byte) {
 func (s *server) options() oss.Options {
 	return oss.Options{
 		Endpoint: s.addr, Scheme: "http", Bucket: bucket, Prefix: prefix,
-		AccessKeyID: keyID, AccessKeySecret: secret, Stall: 300 * time.Millisecond,
+		AccessKeyID: keyID, AccessKeySecret: secret,
 	}
 }
 

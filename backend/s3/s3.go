@@ -149,6 +149,9 @@ func (s *Store) getOnce(ctx context.Context, key string, header http.Header) (*h
 // translate turns an error of the client into ours, without what the server said in
 // words: it may echo what was signed.
 func translate(err error) error {
+	if unsent, ok := errors.AsType[*smithyhttp.RequestSendError](err); ok {
+		return unsent.Err // what is around it speaks of a status of 0
+	}
 	refused, ok := errors.AsType[*awshttp.ResponseError](err)
 	if !ok || refused.HTTPResponse() == nil || refused.HTTPStatusCode()/100 == 2 {
 		return err

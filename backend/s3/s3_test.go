@@ -6,7 +6,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"io/fs"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -60,7 +62,9 @@ func newServer(t *testing.T) *server {
 		}
 		fake.ServeHTTP(w, r)
 	}))
-	ts := httptest.NewServer(s)
+	ts := httptest.NewUnstartedServer(s)
+	ts.Config.ErrorLog = log.New(io.Discard, "", 0) // gofakes3 sends the head of an error twice
+	ts.Start()
 	t.Cleanup(ts.Close)
 	s.addr = ts.Listener.Addr().String()
 	return s
@@ -92,7 +96,7 @@ func (s *server) putAt(t *testing.T, d digest.Digest, data []byte) {
 func (s *server) options() s3.Options {
 	return s3.Options{
 		Endpoint: s.addr, Scheme: "http", Region: "us-east-1", Bucket: bucket, Prefix: prefix,
-		AccessKeyID: keyID, AccessKeySecret: secret, Stall: 300 * time.Millisecond,
+		AccessKeyID: keyID, AccessKeySecret: secret,
 	}
 }
 
@@ -114,6 +118,20 @@ func TestConformance(t *testing.T) {
 			refs = append(refs, s.put(t, p))
 		}
 		return newStore(t, s.options()), refs
+	})
+}
+
+func TestFaults(t *testing.T) {
+	backendtest.Faults(t, func(t *testing.T, stall time.Duration, blobs ...[]byte) backendtest.Faulty {
+		s := newServer(t)
+		f := backendtest.Faulty{Faults: s.HTTPFaults, Secrets: []string{keyID, secret}}
+		for _, p := range blobs {
+			f.Refs = append(f.Refs, s.put(t, p))
+		}
+		o := s.options()
+		o.Stall = stall
+		f.Store = newStore(t, o)
+		return f
 	})
 }
 
@@ -242,40 +260,6 @@ func TestEndlessRefusal(t *testing.T) {
 	}
 	if n := <-sent; n >= 1<<30 {
 		t.Error("the whole of 1 GiB was read")
-	}
-}
-
-// TestBroken: whatever breaks on the way is an error, and one that may pass is temporary.
-func TestBroken(t *testing.T) {
-	data := backendtest.Bytes(100_000, 1)
-	s := newServer(t)
-	ref := s.put(t, data)
-	store := newStore(t, s.options())
-	for name, c := range map[string]struct {
-		action    backendtest.Action
-		ok        bool
-		temporary bool
-	}{
-		"reset":         {backendtest.Reset(1000), false, true},
-		"reset at once": {backendtest.Reset(0), false, true},
-		"stall":         {backendtest.Stall(1000), false, true},
-		"no answer":     {backendtest.Stall(-1), false, true},
-		"truncated":     {backendtest.Short(10), false, true},
-		"wrong range":   {backendtest.WrongRange("bytes 1-50000/100000"), false, false},
-		"wrong size":    {backendtest.WrongRange("bytes 0-49999/100001"), false, false},
-		"odd range":     {backendtest.WrongRange("bytes 0-49999/1"), false, false},
-		"whole":         {backendtest.Whole, true, false},
-		"slow":          {backendtest.Drip(10_000, 50*time.Millisecond), true, false},
-	} {
-		s.Add(backendtest.All, 1, c.action)
-		p, err := read(t.Context(), store, ref, 50_000)
-		s.Clear()
-		if (err == nil) != c.ok || backend.Temporary(err) != c.temporary {
-			t.Errorf("%s: error %v (temporary %v), want temporary %v", name, err, backend.Temporary(err), c.temporary)
-		}
-		if c.ok && !bytes.Equal(p, data[:len(p)]) {
-			t.Errorf("%s: wrong bytes", name)
-		}
 	}
 }
 
