@@ -1,8 +1,9 @@
-// Package localfs is a backend over a directory of blobs, each a regular file
-// whose name is the hex digits of its digest: what nydus calls a blob directory.
+// Package localfs is a backend over directories of blobs, each a regular file whose name
+// is the hex digits of its digest (what nydus calls a blob directory), or over one file
+// that is the blob of whoever asks.
 //
-// It never writes, follows no symbolic link and opens nothing but regular files.
-// Read [Store] first. It holds no lock.
+// It never writes, follows no symbolic link in a directory of blobs and opens nothing but
+// regular files. Read [Options] first. It holds no lock.
 package localfs
 
 import (
@@ -19,23 +20,70 @@ import (
 	"github.com/erofsd/erofsd/backend"
 )
 
-// Store is a [backend.Store] over a directory.
-type Store struct{ dir string }
+// Options say where the blobs are. Either BlobFile or Dir is needed.
+type Options struct {
+	// BlobFile is a file that is every blob asked for; the digests of chunks tell
+	// whether it is the right one. It may be a symbolic link. With it, the
+	// directories are not looked at.
+	BlobFile string
+	// Dir is a directory of blobs. It must exist.
+	Dir string
+	// AltDirs are more of them, asked in their order when Dir does not have the blob,
+	// or not as it should be. One that is missing has no blobs.
+	AltDirs []string
+}
 
-// New returns the store over dir, which must exist. It keeps no descriptor open.
-func New(dir string) (*Store, error) {
-	abs, err := filepath.Abs(dir)
-	if err != nil {
-		return nil, fmt.Errorf("open blob directory: %w", err)
+// Store is a [backend.Store] over files.
+type Store struct {
+	file string   // "": dirs
+	dirs []string // in the order in which they are asked
+}
+
+// New returns the store over the directory dir, which must exist.
+func New(dir string) (*Store, error) { return NewOptions(Options{Dir: dir}) }
+
+// NewOptions returns the store over the files that o names. It keeps no descriptor open.
+func NewOptions(o Options) (*Store, error) {
+	switch {
+	case o.BlobFile != "":
+		return newFile(o.BlobFile)
+	case o.Dir == "":
+		return nil, fmt.Errorf("open blob directory: neither a directory nor a file is given: %w", fs.ErrInvalid)
 	}
-	st, err := os.Stat(abs)
+	s := &Store{}
+	for _, dir := range append([]string{o.Dir}, o.AltDirs...) {
+		if dir == "" {
+			continue // not the working directory
+		}
+		abs, err := filepath.Abs(dir)
+		if err != nil {
+			return nil, fmt.Errorf("open blob directory: %w", err)
+		}
+		s.dirs = append(s.dirs, abs)
+	}
+	st, err := os.Stat(s.dirs[0])
 	if err != nil {
 		return nil, fmt.Errorf("open blob directory: %w", err)
 	}
 	if !st.IsDir() {
-		return nil, fmt.Errorf("open blob directory: %s is not a directory", abs)
+		return nil, fmt.Errorf("open blob directory: %s is not a directory", s.dirs[0])
 	}
-	return &Store{abs}, nil
+	return s, nil
+}
+
+func newFile(name string) (*Store, error) {
+	abs, err := filepath.Abs(name)
+	if err != nil {
+		return nil, fmt.Errorf("open blob file: %w", err)
+	}
+	st, err := os.Stat(abs)
+	if err == nil && !st.Mode().IsRegular() {
+		err = notRegular(abs, st)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open blob file: %w", err)
+	}
+	return &Store{file: abs}, nil
 }
 
 // Open opens the file of ref.Digest. A file that is deleted or replaced later can
@@ -48,12 +96,46 @@ func (s *Store) Open(ctx context.Context, ref backend.Ref) (backend.Blob, error)
 	if err := ref.Digest.Validate(); err != nil {
 		return nil, fmt.Errorf("open blob %q: %w", ref.Digest, err)
 	}
-	f, size, err := open(filepath.Join(s.dir, ref.Digest.Encoded()))
+	b, err := s.open(ref)
 	if err != nil {
 		return nil, fmt.Errorf("open blob %s: %w", ref.Digest, err)
 	}
+	return b, nil
+}
+
+func (s *Store) open(ref backend.Ref) (*blob, error) {
+	if s.file != "" {
+		name, err := filepath.EvalSymlinks(s.file)
+		if err != nil {
+			return nil, err
+		}
+		return openSized(name, ref)
+	}
+	var missing, wrong error
+	for _, dir := range s.dirs {
+		b, err := openSized(filepath.Join(dir, ref.Digest.Encoded()), ref)
+		switch {
+		case err == nil:
+			return b, nil
+		case errors.Is(err, fs.ErrNotExist):
+			missing = errors.Join(missing, err)
+		default:
+			wrong = errors.Join(wrong, err)
+		}
+	}
+	if wrong != nil {
+		return nil, wrong // tells more than that other directories do not have it
+	}
+	return nil, missing
+}
+
+func openSized(name string, ref backend.Ref) (*blob, error) {
+	f, size, err := open(name)
+	if err != nil {
+		return nil, err
+	}
 	if err := backend.CheckSize(ref, size); err != nil {
-		return nil, errors.Join(fmt.Errorf("open %s: %w", f.Name(), err), f.Close())
+		return nil, errors.Join(fmt.Errorf("%s: %w", name, err), f.Close())
 	}
 	return &blob{f: f, size: size}, nil
 }

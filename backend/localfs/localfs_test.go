@@ -106,3 +106,115 @@ func TestNotRegular(t *testing.T) {
 		}
 	}
 }
+
+func TestOptions(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, []byte("blob"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		o    localfs.Options
+		want string // in the error; "": none
+	}{
+		"nothing":           {localfs.Options{AltDirs: []string{dir}}, "neither"},
+		"missing directory": {localfs.Options{Dir: dir + "/missing"}, "no such file"},
+		"missing others":    {localfs.Options{Dir: dir, AltDirs: []string{dir + "/missing"}}, ""},
+		"missing file":      {localfs.Options{BlobFile: dir + "/missing"}, "no such file"},
+		"directory as file": {localfs.Options{BlobFile: dir}, "not a regular file"},
+		"file":              {localfs.Options{BlobFile: file, Dir: dir + "/missing"}, ""},
+	} {
+		if _, err := localfs.NewOptions(c.o); (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: error %v, want %q", name, err, c.want)
+		}
+	}
+}
+
+// TestBlobFile: one file is every blob, and keeps to its size.
+func TestBlobFile(t *testing.T) {
+	data := backendtest.Bytes(1000, 1)
+	file, link := filepath.Join(t.TempDir(), "file"), filepath.Join(t.TempDir(), "link")
+	if err := errors.Join(os.WriteFile(file, data, 0o644), os.Symlink(file, link)); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{file, link} {
+		s, err := localfs.NewOptions(localfs.Options{BlobFile: name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, size := range []int64{0, 1000} {
+			b, err := s.Open(t.Context(), backend.Ref{Digest: digest.FromString("any"), Size: size})
+			if err != nil {
+				t.Fatal(err)
+			}
+			p := make([]byte, 1000)
+			if err := b.ReadAt(t.Context(), p, 0); err != nil || !bytes.Equal(p, data) {
+				t.Errorf("%s: error %v or wrong bytes", name, err)
+			}
+			b.Close()
+		}
+		if _, err := s.Open(t.Context(), backend.Ref{Digest: digest.FromString("any"), Size: 999}); err == nil {
+			t.Errorf("%s: opened with another size", name)
+		}
+	}
+}
+
+// TestAltDirs: the first directory that has the blob as it should be is taken.
+func TestAltDirs(t *testing.T) {
+	data := backendtest.Bytes(1000, 1)
+	d := digest.FromBytes(data)
+	ref := backend.Ref{Digest: d, Size: int64(len(data))}
+	const nothing, cut, whole = 0, 1, 2
+	for name, c := range map[string]struct {
+		dirs []int // what is in each
+		err  error
+	}{
+		"first":            {[]int{whole, nothing, nothing}, nil},
+		"last":             {[]int{nothing, nothing, whole}, nil},
+		"good after wrong": {[]int{cut, nothing, whole}, nil},
+		"good before":      {[]int{whole, cut, cut}, nil},
+		"nowhere":          {[]int{nothing, nothing, nothing}, fs.ErrNotExist},
+	} {
+		var dirs []string
+		for _, has := range c.dirs {
+			dir := t.TempDir()
+			dirs = append(dirs, dir)
+			if has == nothing {
+				continue
+			}
+			if err := os.WriteFile(filepath.Join(dir, d.Encoded()), data[:len(data)*has/whole], 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s, err := localfs.NewOptions(localfs.Options{Dir: dirs[0], AltDirs: append(dirs[1:], "/missing/directory")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := s.Open(t.Context(), ref)
+		if !errors.Is(err, c.err) {
+			t.Errorf("%s: error %v, want %v", name, err, c.err)
+		}
+		if err == nil {
+			p := make([]byte, len(data))
+			if err := b.ReadAt(t.Context(), p, 0); err != nil || !bytes.Equal(p, data) {
+				t.Errorf("%s: error %v or wrong bytes", name, err)
+			}
+			b.Close()
+		}
+	}
+}
+
+// TestWrongNotMissing: a blob that is there and wrong is not called missing because
+// another directory does not have it.
+func TestWrongNotMissing(t *testing.T) {
+	dir := t.TempDir()
+	_, refs := fill(t, dir, backendtest.Bytes(10, 1))
+	s, err := localfs.NewOptions(localfs.Options{Dir: dir, AltDirs: []string{t.TempDir()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	refs[0].Size++
+	if _, err := s.Open(t.Context(), refs[0]); err == nil || errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), dir) {
+		t.Errorf("error %v, want one that names the file and is not fs.ErrNotExist", err)
+	}
+}
