@@ -8,7 +8,7 @@ func addressed[T any](v *T) reflect.Value { return reflect.ValueOf(v).Elem() }
 // flatBackend decodes nydus's flat form: a type, and a table of its keys.
 func (d *decoder) flatBackend(i *Image, kind string, kindAt path, table *node, at path) {
 	i.Backend.Type = kind
-	if table == nil || kind == "" {
+	if table == nil {
 		return // found missing already
 	}
 	var check func()
@@ -31,6 +31,9 @@ func (d *decoder) flatBackend(i *Image, kind string, kindAt path, table *node, a
 	case TypeLocalDisk:
 		i.Backend.LocalDisk = decoded[LocalDisk](d, table, at)
 		check = func() { i.Backend.LocalDisk.check(&d.findings, at) }
+	case "":
+		d.missing(kindAt)
+		return
 	default:
 		d.unknownType(kindAt, kind)
 		return

@@ -48,6 +48,7 @@ func TestEntryErrors(t *testing.T) {
 		"auth":           {legacy1(`"backend_type":"registry","backend_config":{"host":"h","repo":"r","auth":"bWFya2Vy"}`), "*config.RequestError", "line 1, column 106: config.backend_config.auth: want base64 of user:password"},
 		"threads":        {legacy1(fs + `,"prefetch_config":{"enable":true,"threads_count":0}`), "*config.RequestError", "line 1, column 128: config.prefetch_config.threads_count: want 1 to 1024"},
 		"merging size":   {legacy1(fs + `,"prefetch_config":{"merging_size":268435457}`), "*config.RequestError", "line 1, column 114: config.prefetch_config.merging_size: more than 256 MiB"},
+		"empty type":     {legacy1(`"backend_type":"","backend_config":{}`), "*config.RequestError", `line 1, column 40: config.backend_type: missing`},
 		"cache type":     {legacy1(fs + `,"cache_type":"tape"`), "*config.RequestError", `line 1, column 95: config.cache_type: unknown cache type "tape", want blobcache, filecache or fscache`},
 		"request, class": {`{"type":"datablob","id":"a/b"}`, "*config.RequestError", "line 1, column 1: want config or config_v2; line 1, column 2: type: unknown type \"datablob\", want bootstrap: data blobs come with it; line 1, column 20: id: want a name without slashes"},
 
@@ -103,6 +104,14 @@ func TestEntryAccepts(t *testing.T) {
 		want := BlobEntry{Type: "bootstrap", ID: "i", Bootstrap: "/b", Image: c.want}
 		if diff := cmp.Diff(want, got); err != nil || diff != "" {
 			t.Errorf("%s: error %v, entry (-want +got):\n%s", name, err, diff)
+		}
+		state, err := got.MarshalState()
+		if err != nil {
+			t.Fatal(err)
+		}
+		back, _, err := ParseBlobEntry(state)
+		if diff := cmp.Diff(got, back); err != nil || diff != "" {
+			t.Errorf("%s: saved and read again: error %v, entry (-before +after):\n%s", name, err, diff)
 		}
 		if len(warnings) != c.warnings {
 			t.Errorf("%s: warnings %q, want %d", name, warnings, c.warnings)

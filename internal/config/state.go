@@ -10,7 +10,11 @@ import (
 // file or a socket that only root reads.
 func (e BlobEntry) MarshalState() ([]byte, error) {
 	image := e.Image
-	prefetch := state(reflect.ValueOf(image.Prefetch))
+	prefetch := map[string]any{}
+	stateMembers(reflect.ValueOf(image.Prefetch), prefetch)
+	if image.Prefetch.Threads == 0 {
+		delete(prefetch, "threads") // nydus's form has no 0 for the daemon's choice
+	}
 	v2 := map[string]any{
 		"version":       2,
 		"id":            image.ID,
