@@ -117,3 +117,29 @@ func eachKey(s reflect.Type, p path, visit func(path)) {
 		}
 	}
 }
+
+// TestNydusSamples reads the samples of nydus's forms as their users do. That of
+// nydus-snapshotter is a template: it puts the image's own keys in.
+func TestNydusSamples(t *testing.T) {
+	dir := filepath.Join(testenv.ModuleRoot(t), "configs")
+	for name, kind := range map[string]string{"nydusd-config.json": TypeRegistry, "nydusd-config-v2.toml": TypeOSS} {
+		i, warnings, err := ParseNydus(readFile(t, filepath.Join(dir, name)))
+		if err != nil || len(warnings) > 0 || i.Backend.Type != kind {
+			t.Errorf("%s: backend %q, warnings %q, error %v", name, i.Backend.Type, warnings, err)
+		}
+	}
+	entries, warnings, err := ParseDaemonFile(readFile(t, filepath.Join(dir, "nydusd-config.singleton.json")))
+	if err != nil || len(warnings) > 0 || len(entries) != 2 {
+		t.Errorf("singleton: %d entries, warnings %q, error %v", len(entries), warnings, err)
+	}
+	template := string(readFile(t, filepath.Join(dir, "nydusd-config.fscache.json")))
+	image := strings.NewReplacer(
+		`"type": "bootstrap",`, `"type": "bootstrap", "id": "i", "domain_id": "i",`,
+		`"backend_config": {`, `"backend_config": { "host": "h", "repo": "r", "auth": "dTpw",`,
+		`"cache_type"`, `"id": "i", "metadata_path": "/b", "cache_config": {"work_dir": "/w"}, "cache_type"`,
+	).Replace(template)
+	e, warnings, err := ParseBlobEntry([]byte(image))
+	if err != nil || len(warnings) > 0 || e.Image.WorkDir != "/w" || *e.Image.Backend.Registry.RetryLimit != 4 {
+		t.Errorf("fscache: entry %v, warnings %q, error %v", e, warnings, err)
+	}
+}

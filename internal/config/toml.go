@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
@@ -122,7 +123,7 @@ func (l *locator) header(e *unstable.Node) *node {
 		if i < 0 || i >= len(n.list) {
 			return nil
 		}
-		met += "\x00" + string(rune(i))
+		met += "\x00" + strconv.Itoa(i)
 		at := n.at
 		n = n.list[i]
 		if key.IsLast() {
