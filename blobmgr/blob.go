@@ -30,7 +30,6 @@ type Blob struct {
 	present  bitmap
 	stored   atomic.Int64 // bytes present
 	fetched  atomic.Int64
-	unasked  atomic.Int64
 	requests atomic.Int64
 	corrupt  atomic.Int64
 	ahead    *readahead
@@ -64,6 +63,7 @@ type Blob struct {
 	gone     bool          // nor ever again
 	origins  []*origin     // newest first
 	prefetch Prefetch      // what counts of the images' wishes
+	unasked  unasked       // what that has brought
 
 	images int // Opens not yet given back; guarded by the name's turn
 }

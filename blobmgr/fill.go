@@ -197,7 +197,7 @@ func (b *Blob) fetch(ctx context.Context, f *flight, o *origin, units []int) []i
 	}
 	b.fetched.Add(end - off)
 	if f.kind == completion {
-		b.unasked.Add(end - off)
+		b.account(end - off)
 	}
 	b.m.metrics.fetched.WithLabelValues(f.kind.String()).Add(float64(end - off))
 	var failed []int

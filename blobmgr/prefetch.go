@@ -3,6 +3,7 @@ package blobmgr
 import (
 	"context"
 	"os"
+	"time"
 
 	"golang.org/x/time/rate"
 )
@@ -28,6 +29,24 @@ type Prefetch struct {
 	// Pace, with a burst of at least 64 KiB, bounds the stored bytes that these requests
 	// get; those of an image share one. Nil: no bound.
 	Pace *rate.Limiter
+}
+
+// unasked counts what completion and prefetch have brought.
+type unasked struct {
+	bytes, requests int64
+	since, until    time.Time // of the first and last request
+}
+
+// account counts a request of n stored bytes.
+func (b *Blob) account(n int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.unasked.bytes += n
+	b.unasked.requests++
+	b.unasked.until = time.Now()
+	if b.unasked.since.IsZero() {
+		b.unasked.since = b.unasked.until
+	}
 }
 
 // more reports whether p asks for more than q.

@@ -1,5 +1,7 @@
 package blobmgr
 
+import "time"
+
 // Stats of a blob. All sizes are in bytes.
 type Stats struct {
 	Size     int64 // of the cache file
@@ -8,9 +10,14 @@ type Stats struct {
 	Fetched  int64 // stored bytes read from backends since Open
 	Requests int64 // reads from backends since Open
 	Unasked  int64 // of Fetched, by completion and prefetch
+	Workers  int   // requests of it that may be under way at a time
 	Chunks   int   // of the blob
 	Corrupt  int64 // units since Open whose bytes were wrong
-	Complete bool  // all that is needed is there and durable
+	// UnaskedRequests is how many requests brought Unasked, and the times are the end of
+	// the first and of the last of them, zero before.
+	UnaskedRequests            int64
+	UnaskedSince, UnaskedUntil time.Time
+	Complete                   bool // all that is needed is there and durable
 }
 
 // Stats returns the state of b.
@@ -19,7 +26,9 @@ func (b *Blob) Stats() Stats {
 	defer b.mu.Unlock()
 	return Stats{
 		Size: b.size, Needed: b.needed, Present: b.stored.Load(),
-		Fetched: b.fetched.Load(), Requests: b.requests.Load(), Unasked: b.unasked.Load(), Chunks: b.table.Len(), Corrupt: b.corrupt.Load(),
+		Fetched: b.fetched.Load(), Requests: b.requests.Load(), Unasked: b.unasked.bytes, UnaskedRequests: b.unasked.requests,
+		UnaskedSince: b.unasked.since, UnaskedUntil: b.unasked.until, Workers: b.prefetch.workers(),
+		Chunks: b.table.Len(), Corrupt: b.corrupt.Load(),
 		Complete: b.complete,
 	}
 }

@@ -76,3 +76,29 @@ func (m *Image) Chunks() iter.Seq2[ChunkInfo, error] {
 		}
 	}
 }
+
+// maxPrefetch bounds the prefetch table in entries: it is a hint.
+const maxPrefetch = 1 << 16
+
+// Prefetch returns what the image wants fetched before it is read, as nids of files and
+// directories, in order; the root's means everything. It is a hint: what lies outside of
+// the image is left out (rafs-v6-format 1.6).
+func (m *Image) Prefetch() []uint64 {
+	if m.rafs == nil || m.rafs.Prefetch <= 0 || m.rafs.Prefetch > m.pages.size {
+		return nil
+	}
+	n := min(m.rafs.PrefetchLen/4, maxPrefetch, (m.pages.size-m.rafs.Prefetch)/4)
+	p, err := m.pages.read(m.rafs.Prefetch, n*4)
+	if err != nil {
+		return nil
+	}
+	var nids []uint64
+	for ; len(p) >= 4; p = p[4:] {
+		nid := uint64(le.Uint32(p))
+		if nid == 0 {
+			break
+		}
+		nids = append(nids, nid)
+	}
+	return nids
+}

@@ -1,19 +1,21 @@
 // Command erofsd is the daemon: it mounts lazy images through the kernel's
-// EROFS and brings their data when they are read.
+// EROFS and brings their data when they are read. Its command line and API are
+// nydusd's too.
 package main
 
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+	"time"
 
 	"github.com/erofsd/erofsd/internal/daemon"
+	"github.com/erofsd/erofsd/internal/logging"
 )
 
 // What the process holds is many small tables that live long, and buffers that do
@@ -23,6 +25,9 @@ const (
 	memoryGoal = 48 << 20 // bytes; above it the collector works harder. Not a limit
 )
 
+// logTime is how long the end waits for the log's last records.
+const logTime = 2 * time.Second
+
 func main() {
 	if daemon.IsHelper(os.Args) {
 		os.Exit(daemon.Helper(os.Args, os.Stdout))
@@ -30,37 +35,79 @@ func main() {
 	if daemon.IsGuard(os.Args) {
 		os.Exit(daemon.Guard(os.Args))
 	}
-	if err := run(os.Args[1:]); err != nil && !errors.Is(err, flag.ErrHelp) {
-		fmt.Fprintln(os.Stderr, "erofsd:", err)
-		os.Exit(1)
-	}
+	os.Exit(run(os.Args, os.Environ()))
 }
 
-func run(args []string) error {
-	o, err := parse(args, os.Stderr)
-	if err != nil {
-		return err
+// run does what a command line says and returns nydusd's exit code: 0, 1 when the daemon
+// could not serve, 2 for a command line that means nothing.
+func run(args, environ []string) int {
+	c, err := parse(args, environ)
+	if err == nil && c.output != "" {
+		fmt.Print(c.output)
+		return 0
 	}
-	if o.version {
-		fmt.Println("erofsd", daemon.Version())
-		return nil
+	if err == nil {
+		err = c.serve()
 	}
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintln(os.Stderr, "erofsd:", err)
+	if errors.As(err, new(usageError)) {
+		return 2
+	}
+	return 1
+}
+
+// serve is the daemon until its end.
+func (c *command) serve() (err error) {
 	syscall.Umask(0o077) // sockets and cache files are for root alone, from their first moment
 	debug.SetGCPercent(gcPercent)
 	debug.SetMemoryLimit(memoryGoal)
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: o.level}))
-	daemon.RaiseFileLimit(log)
-	daemon.RelaxTimers(log)
-	o.daemon.Logger = log
-	if o.daemon.Device, err = daemon.InheritedDevice(); err != nil {
+	l := c.config.Log
+	log, err := logging.New(logging.Options{
+		Level: l.Level, Format: l.Format, File: l.File, RotationSize: int64(l.RotationSize), Keep: l.RotationKeep,
+	})
+	if err != nil {
 		return err
 	}
-	d, err := daemon.New(o.daemon)
+	defer func() {
+		if err != nil && l.File != "" {
+			log.Error("ends", "err", err) // who called sees it too
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), logTime)
+		defer cancel()
+		err = errors.Join(err, log.Close(ctx))
+	}()
+	c.nydusd.SetLevel = log.SetLevel
+	return c.run(log.Logger)
+}
+
+// run is the daemon with its log.
+func (c *command) run(log *slog.Logger) error {
+	b := daemon.BuildVersion()
+	log.Info("Program Version: "+b.Version, "commit", b.Commit)
+	for _, w := range c.warnings {
+		log.Warn(w)
+	}
+	if err := setFileLimit(c.config.Daemon.RlimitNofile, c.limitGiven, log); err != nil {
+		return err
+	}
+	daemon.RelaxTimers(log)
+	o := c.options()
+	o.Logger = log
+	var err error
+	if o.Device, err = daemon.InheritedDevice(); err != nil {
+		return err
+	}
+	d, err := daemon.NewControl(o, c.config.Daemon.Socket)
 	if err != nil {
 		return err
 	}
 	ctx, force := signals()
-	return d.Run(ctx, force, o.socket)
+	err = d.Run(ctx, force, c.config.Daemon.Socket)
+	log.Info("nydusd quits")
+	return err
 }
 
 // signals returns a context that ends with the first SIGINT or SIGTERM and one

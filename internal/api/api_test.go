@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -31,6 +32,34 @@ func (f *fake) Unmount(_ context.Context, r UnmountRequest) error {
 }
 
 func (f *fake) Remove(_ context.Context, r RemoveRequest) error {
+	f.got = r
+	return f.err
+}
+
+func (f *fake) BindImage(_ context.Context, r BindRequest) error { return f.take(r) }
+
+func (f *fake) UnbindImage(_ context.Context, r ImageRequest) error { return f.take(r) }
+
+func (f *fake) Pin(_ context.Context, r PinRequest) error { return f.take(r) }
+
+func (f *fake) Prefetch(_ context.Context, r PrefetchRequest) error { return f.take(r) }
+
+func (f *fake) Usage(_ context.Context, r ImageRequest) (Usage, error) {
+	return Usage{Disk: 5, Blobs: []BlobUsage{}}, f.take(r)
+}
+
+func (f *fake) Cache(context.Context) (Cache, error) { return Cache{Bytes: 6}, f.err }
+
+func (f *fake) Evict(_ context.Context, r EvictRequest) (Cache, error) {
+	return Cache{Bytes: r.Target}, f.take(r)
+}
+
+func (f *fake) Version(context.Context) (VersionInfo, error) { return VersionInfo{PID: 7}, f.err }
+
+func (f *fake) Health(context.Context) error { return f.err }
+
+// take remembers a request.
+func (f *fake) take(r any) error {
 	f.got = r
 	return f.err
 }
@@ -97,6 +126,62 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
+// Every call brings its request to the service and the answer back.
+func TestCalls(t *testing.T) {
+	f := &fake{}
+	c, ctx := client(t, serve(t, f)), t.Context()
+	for name, tc := range map[string]struct {
+		want any // request
+		call func() error
+	}{
+		"bind": {BindRequest{ID: "i", Bootstrap: "/b", Config: []byte(`{"a":1}`)}, func() error {
+			return c.BindImage(ctx, BindRequest{ID: "i", Bootstrap: "/b", Config: []byte(`{"a":1}`)})
+		}},
+		"unbind":   {ImageRequest{Image: "i"}, func() error { return c.UnbindImage(ctx, ImageRequest{Image: "i"}) }},
+		"remove":   {RemoveRequest{Image: "i"}, func() error { return c.Remove(ctx, RemoveRequest{Image: "i"}) }},
+		"pin":      {PinRequest{Image: "i", Pinned: true}, func() error { return c.Pin(ctx, PinRequest{Image: "i", Pinned: true}) }},
+		"prefetch": {PrefetchRequest{Image: "i", Files: []string{"/"}}, func() error { return c.Prefetch(ctx, PrefetchRequest{Image: "i", Files: []string{"/"}}) }},
+		"usage": {ImageRequest{Image: "i"}, func() error {
+			u, err := c.Usage(ctx, ImageRequest{Image: "i"})
+			return errors.Join(err, want(u.Disk, 5))
+		}},
+		"cache": {nil, func() error {
+			a, err := c.Cache(ctx)
+			return errors.Join(err, want(a.Bytes, 6))
+		}},
+		"evict": {EvictRequest{Target: 9}, func() error {
+			a, err := c.Evict(ctx, EvictRequest{Target: 9})
+			return errors.Join(err, want(a.Bytes, 9))
+		}},
+		"version": {nil, func() error {
+			v, err := c.Version(ctx)
+			return errors.Join(err, want(int64(v.PID), 7))
+		}},
+		"health": {nil, func() error { return c.Health(ctx) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f.got = nil
+			if err := tc.call(); err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(tc.want, f.got); d != "" {
+				t.Error(d)
+			}
+		})
+	}
+	f.err = Unavailable(errors.New("not now"))
+	if e := (*Error)(nil); !errors.As(c.Health(ctx), &e) || e.Status != http.StatusServiceUnavailable {
+		t.Errorf("health: %v", e)
+	}
+}
+
+func want(got, want int64) error {
+	if got != want {
+		return fmt.Errorf("got %d, want %d", got, want)
+	}
+	return nil
+}
+
 func TestErrorsCrossTheSocket(t *testing.T) {
 	for name, tc := range map[string]struct {
 		err    error
@@ -127,7 +212,7 @@ func TestBadRequests(t *testing.T) {
 		"too large":     `{"mountpoint":"` + strings.Repeat("a", maxBody) + `"}`,
 	} {
 		t.Run(name, func(t *testing.T) {
-			resp, err := c.http.Post("http://erofsd/v1/mount", "application/json", strings.NewReader(body))
+			resp, err := c.http.Post("http://erofsd"+Prefix+"/images/mount", "application/json", strings.NewReader(body))
 			if err != nil {
 				t.Fatal(err)
 			}

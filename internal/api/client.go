@@ -28,27 +28,71 @@ func NewClient(socket string) *Client {
 }
 
 // Mount mounts an image and returns when it can be read.
-func (c *Client) Mount(ctx context.Context, r MountRequest) (Mount, error) {
-	var m Mount
-	err := c.call(ctx, http.MethodPost, "/v1/mount", r, &m)
-	return m, err
+func (c *Client) Mount(ctx context.Context, r MountRequest) (m Mount, err error) {
+	return m, c.call(ctx, http.MethodPost, "/images/mount", r, &m)
 }
 
 // Unmount unmounts an image.
 func (c *Client) Unmount(ctx context.Context, r UnmountRequest) error {
-	return c.call(ctx, http.MethodPost, "/v1/unmount", r, &struct{}{})
+	return c.act(ctx, "/images/unmount", r)
+}
+
+// BindImage makes an image known.
+func (c *Client) BindImage(ctx context.Context, r BindRequest) error {
+	return c.act(ctx, "/images/bind", r)
+}
+
+// UnbindImage forgets a bound image.
+func (c *Client) UnbindImage(ctx context.Context, r ImageRequest) error {
+	return c.act(ctx, "/images/unbind", r)
 }
 
 // Remove removes an image that is not in use from the cache.
 func (c *Client) Remove(ctx context.Context, r RemoveRequest) error {
-	return c.call(ctx, http.MethodPost, "/v1/remove", r, &struct{}{})
+	return c.act(ctx, "/images/remove", r)
+}
+
+// Pin has a full cache keep an image, or not any more.
+func (c *Client) Pin(ctx context.Context, r PinRequest) error { return c.act(ctx, "/images/pin", r) }
+
+// Prefetch has files of a mounted image fetched; it does not wait for them.
+func (c *Client) Prefetch(ctx context.Context, r PrefetchRequest) error {
+	return c.act(ctx, "/images/prefetch", r)
+}
+
+// Usage returns what an image takes.
+func (c *Client) Usage(ctx context.Context, r ImageRequest) (u Usage, err error) {
+	return u, c.call(ctx, http.MethodPost, "/images/usage", r, &u)
+}
+
+// Cache returns what the cache takes.
+func (c *Client) Cache(ctx context.Context) (a Cache, err error) {
+	return a, c.call(ctx, http.MethodGet, "/cache", nil, &a)
+}
+
+// Evict makes room in the cache and returns what it takes then.
+func (c *Client) Evict(ctx context.Context, r EvictRequest) (a Cache, err error) {
+	return a, c.call(ctx, http.MethodPost, "/cache/evict", r, &a)
 }
 
 // Status returns the daemon's state.
-func (c *Client) Status(ctx context.Context) (Status, error) {
-	var s Status
-	err := c.call(ctx, http.MethodGet, "/v1/status", nil, &s)
-	return s, err
+func (c *Client) Status(ctx context.Context) (s Status, err error) {
+	return s, c.call(ctx, http.MethodGet, "/status", nil, &s)
+}
+
+// Version returns what runs.
+func (c *Client) Version(ctx context.Context) (v VersionInfo, err error) {
+	return v, c.call(ctx, http.MethodGet, "/version", nil, &v)
+}
+
+// Health asks whether the daemon serves the kernel.
+func (c *Client) Health(ctx context.Context) error {
+	return c.call(ctx, http.MethodGet, "/health", nil, &struct{}{})
+}
+
+// act is a call without an answer.
+func (c *Client) act(ctx context.Context, path string, in any) error {
+	return c.call(ctx, http.MethodPost, path, in, &struct{}{})
 }
 
 // Close drops idle connections.
@@ -68,7 +112,7 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 		}
 		body = bytes.NewReader(p)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://erofsd"+path, body)
+	req, err := http.NewRequestWithContext(ctx, method, "http://erofsd"+Prefix+path, body)
 	if err != nil {
 		return fmt.Errorf("ask daemon at %s: %w", c.socket, err)
 	}

@@ -1,13 +1,9 @@
 package api
 
-import (
-	"context"
-	"net/http"
-	"time"
-)
+import "time"
 
 // A MountRequest names an image and the place to mount it. Exactly one of
-// Bootstrap and Reference is set.
+// Bootstrap, Reference and Image is set.
 type MountRequest struct {
 	Mountpoint string `json:"mountpoint"` // absolute path of an existing directory
 
@@ -17,6 +13,8 @@ type MountRequest struct {
 	Reference string `json:"reference,omitempty"`  // host/repository:tag or host/repository@digest
 	PlainHTTP bool   `json:"plain_http,omitempty"` // talk HTTP, not HTTPS, to the registry
 	CAFile    string `json:"ca_file,omitempty"`    // PEM file with the registry's certificate authority
+
+	Image string `json:"image,omitempty"` // id of a bound image, see BindRequest
 
 	// DomainID is the scope in which images share their blobs; empty is the default
 	// one. Letters, digits, dots, dashes and underscores, at most 128.
@@ -48,7 +46,7 @@ type Kept struct {
 // A Mount is one mounted image as [Status] shows it. All sizes are bytes.
 type Mount struct {
 	Mountpoint string `json:"mountpoint"`
-	ID         string `json:"id"` // sha256 of the bootstrap
+	ID         string `json:"id"` // sha256 of the bootstrap, or what it was bound as
 	DomainID   string `json:"domain_id,omitempty"`
 	Source     string `json:"source"`             // reference or bootstrap path
 	Transport  string `json:"transport"`          // "fanotify" or "cachefiles"
@@ -97,28 +95,3 @@ type Kernel struct {
 	InFlight  int64 `json:"in_flight"`
 	Malformed int64 `json:"malformed"`
 }
-
-// A Service does what the API offers. Its methods are safe for concurrent use.
-type Service interface {
-	Mount(ctx context.Context, r MountRequest) (Mount, error)
-	Unmount(ctx context.Context, r UnmountRequest) error
-	Remove(ctx context.Context, r RemoveRequest) error
-	Status(ctx context.Context) (Status, error)
-}
-
-// An Error is an answer other than success. Message is a sentence for a person.
-type Error struct {
-	Status  int    `json:"-"` // HTTP status
-	Message string `json:"error"`
-}
-
-func (e *Error) Error() string { return e.Message }
-
-// BadRequest is an error that the caller can mend: err says what is wrong.
-func BadRequest(err error) error { return &Error{http.StatusBadRequest, err.Error()} }
-
-// Conflict is an error caused by what is there already: a busy mount point.
-func Conflict(err error) error { return &Error{http.StatusConflict, err.Error()} }
-
-// NotFound is an error about something that is not there.
-func NotFound(err error) error { return &Error{http.StatusNotFound, err.Error()} }

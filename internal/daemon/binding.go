@@ -35,7 +35,6 @@ type binding struct {
 
 	// What follows is guarded by Daemon.mu.
 	config config.Image
-	raw    []byte // the request, for a later daemon: it may hold credentials
 	src    *source
 	img    *image             // nil until opened
 	stop   context.CancelFunc // of the attempt that is under way, nil if none is
@@ -53,7 +52,6 @@ type boundImage struct {
 	key       imageKey
 	bootstrap string // path
 	config    config.Image
-	raw       []byte
 	pinned    bool
 }
 
@@ -134,9 +132,9 @@ func (d *Daemon) setSource(b *binding, r boundImage) error {
 		return api.BadRequest(err)
 	}
 	b.ctx, b.cancel = context.WithCancel(d.ctx)
-	b.config, b.raw = r.config, r.raw
+	b.config = r.config
 	b.src = &source{
-		key: b.key, digest: b.digest, boot: d.file(b.key, bootSuffix), label: r.bootstrap, origin: origin,
+		key: b.key, digest: b.digest, boot: d.file(b.key, bootSuffix), label: r.bootstrap, origin: origin, config: &r.config,
 		record: record{Label: r.bootstrap, Digest: b.digest, Pinned: r.pinned, Sizes: map[string]int64{}},
 	}
 	for _, e := range b.blobs {
@@ -226,13 +224,9 @@ func (d *Daemon) rebind(ctx context.Context, old, b *binding) error {
 	before, img := old.src, old.img
 	changed := old.left || !old.config.Equal(b.config)
 	old.left = false
-	old.raw = slices.Clone(b.raw)
 	if changed {
-		old.config, old.src, b.src = b.config, b.src, before // b's end releases it
-		old.err = nil
-		if old.stop != nil {
-			old.stop() // whoever opens it with the old source tries again
-		}
+		old.swap(b.src, b.config)
+		b.src = before // b's end closes it
 	}
 	now := old.src
 	d.mu.Unlock()
@@ -241,6 +235,16 @@ func (d *Daemon) rebind(ctx context.Context, old, b *binding) error {
 	}
 	d.log.Info("bound again: its data come from elsewhere, or with other credentials", "image", old.key.id)
 	return d.addSource(ctx, img, now)
+}
+
+// swap makes src and c what counts for b and returns b's image, nil if it is not open. The
+// caller holds d.mu.
+func (b *binding) swap(src *source, c config.Image) *image {
+	b.config, b.src, b.err = c, src, nil
+	if b.stop != nil {
+		b.stop() // whoever opens it with the old source tries again
+	}
+	return b.img
 }
 
 // addSource makes src the first place where img's blobs are read from.

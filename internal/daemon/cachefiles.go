@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -31,7 +32,7 @@ type cachefilesTransport struct {
 	mu      sync.Mutex // guards what follows; Daemon.mu may be held before it
 	objects map[cachefiles.Key]served
 	bound   map[cachefiles.Key][]*binding
-	live    map[cachefiles.Key]int              // objects of the kernel that are not closed
+	open    map[cachefiles.Key]int              // objects of the kernel that are not closed
 	files   map[cachefiles.Key]*cachefiles.File // of the newest of them
 }
 
@@ -57,7 +58,7 @@ func startCachefiles(d *Daemon) (_ transport, err error) {
 	t := &cachefilesTransport{
 		d: d, device: d.o.Kernel.Device,
 		objects: map[cachefiles.Key]served{}, bound: map[cachefiles.Key][]*binding{},
-		live: map[cachefiles.Key]int{}, files: map[cachefiles.Key]*cachefiles.File{},
+		open: map[cachefiles.Key]int{}, files: map[cachefiles.Key]*cachefiles.File{},
 	}
 	switch {
 	case t.device != nil: // bound by whoever made it
@@ -193,7 +194,7 @@ func (t *cachefilesTransport) unbind(b *binding) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	keys := b.keys()
-	if t.live[keys[0]] > 0 {
+	if t.open[keys[0]] > 0 {
 		return false
 	}
 	for _, k := range keys {
@@ -280,6 +281,36 @@ func (t *cachefilesTransport) discardBlob(k imageKey, id string) error {
 	return nil
 }
 
+// discardEverywhere looks into each volume of the kernel's cache.
+func (t *cachefilesTransport) discardEverywhere(id string) error {
+	entries, err := os.ReadDir(filepath.Join(t.device.Dir(), "cache"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		volume, ok := strings.CutPrefix(e.Name(), "I") // cachefiles.VolumePath
+		k := cachefiles.Key{Volume: volume, Cookie: id}
+		if !ok || k.Validate() != nil {
+			continue
+		}
+		if _, err := os.Lstat(filepath.Join(t.device.Dir(), k.Path())); err != nil {
+			continue
+		}
+		if err := t.device.Cull(k); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// live reports whether the kernel has the object id of k open.
+func (t *cachefilesTransport) live(k imageKey, id string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.open[k.object(id)] > 0
+}
+
 // usage looks at the kernel's file. A new one has no name until it is closed for the
 // first time; then the blob knows how much is in it.
 func (t *cachefilesTransport) usage(k imageKey, id string) int64 {
@@ -299,7 +330,7 @@ func (t *cachefilesTransport) usage(k imageKey, id string) int64 {
 func (t *cachefilesTransport) busy(img *image) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.live[img.key.object(img.key.id)] > 0
+	return t.open[img.key.object(img.key.id)] > 0
 }
 
 // adopt goes on with the mounts of an earlier daemon, whose device somebody kept
@@ -352,7 +383,7 @@ func (t *cachefilesTransport) Open(_ context.Context, k cachefiles.Key) (cachefi
 	default:
 		return nil, fmt.Errorf("no mounted image has %s in %s: %w", k.Cookie, k.Volume, syscall.ENOENT)
 	}
-	t.live[k]++
+	t.open[k]++
 	for _, b := range bound {
 		if b.key.id == k.Cookie { // it is being mounted: its blobs come next
 			t.d.background.Go(func() { t.prepare(b) })
@@ -413,7 +444,7 @@ func (t *cachefilesTransport) find(ctx context.Context, k cachefiles.Key) (serve
 			if s == nil {
 				s = b.boot
 			}
-		case !b.opened.Load() && (t.inherited || t.live[b.key.object(b.key.id)] > 0):
+		case !b.opened.Load() && (t.inherited || t.open[b.key.object(b.key.id)] > 0):
 			wait = append(wait, b)
 		}
 	}
@@ -474,8 +505,8 @@ func (o *kernelObject) Close() error {
 	if t.files[o.key] == o.file {
 		delete(t.files, o.key)
 	}
-	if t.live[o.key]--; t.live[o.key] == 0 {
-		delete(t.live, o.key)
+	if t.open[o.key]--; t.open[o.key] == 0 {
+		delete(t.open, o.key)
 	}
 	t.mu.Unlock()
 	for _, b := range bound {

@@ -6,20 +6,19 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/erofsd/erofsd/blobmgr"
 	"github.com/erofsd/erofsd/cachefiles"
 	"github.com/erofsd/erofsd/fanotify"
 	"github.com/erofsd/erofsd/internal/api"
+	"github.com/erofsd/erofsd/internal/config"
 )
 
 // Options configures a Daemon. Only Root is required.
@@ -38,11 +37,20 @@ type Options struct {
 	// Handover leaves images mounted at the end, for a later daemon that gets Device:
 	// somebody else holds it meanwhile.
 	Handover bool
+	// Hasty ends the daemon at once when it is told to, as nydusd does: what is in use then
+	// reads as EIO. With fanotify incomplete images are waited for all the same.
+	Hasty bool
 
 	// High is how many bytes the cache may take before images that are not mounted go,
 	// the least recently used first, until it takes Low. 0: there is no limit. Low
 	// defaults to nine tenths of High.
 	High, Low int64
+
+	// Default is how an image gets its data that does not say so itself; its backend is
+	// for images that name none.
+	Default config.Image `json:"-"`
+
+	Nydusd NydusdOptions // of its API and its supervisor
 
 	Kernel FakeKernel `json:"-"` // for tests
 }
@@ -57,8 +65,8 @@ type FakeKernel struct {
 
 func (o Options) cacheDir() string { return cmp.Or(o.Fscache, filepath.Join(o.Root, "fscache")) }
 
-// A Daemon serves images. New makes one that can mount at once; Run answers
-// the kernel and the API until it is told to stop.
+// A Daemon serves images. New makes one that can mount at once; [Control] answers
+// the kernel and the API for it until it is told to stop.
 type Daemon struct {
 	o       Options
 	log     *slog.Logger
@@ -70,15 +78,23 @@ type Daemon struct {
 	stores  *stores
 
 	// mu guards the tables below and the fields of their entries that say so.
-	mu       sync.Mutex
-	images   map[imageKey]*image
-	mounts   map[string]*mount // by mount point
-	devices  map[*blobmgr.Blob]*device
-	bindings map[imageKey]*binding
+	mu         sync.Mutex
+	images     map[imageKey]*image
+	mounts     map[string]*mount // by mount point
+	devices    map[*blobmgr.Blob]*device
+	bindings   map[imageKey]*binding
+	remembered map[imageKey]config.Image // what a predecessor knew; written before begin only
+	culls      map[string]struct{}       // ids that are to be culled as soon as they can be
 
 	placing  turn          // serialises bindings
 	removing turn          // serialises removals of kept images
 	closed   chan struct{} // told, without waiting, when an image is closed
+
+	events     events
+	serving    atomic.Bool   // the kernel is answered
+	lost       chan struct{} // closed when it is not any more
+	kernelErr  error         // why; read only after lost
+	stopKernel context.CancelFunc
 
 	background sync.WaitGroup  // goroutines that outlive a request
 	ctx        context.Context // ends them: the daemon's own, not a request's
@@ -127,7 +143,7 @@ func newDaemon(o Options) (*Daemon, error) {
 	d := &Daemon{
 		o: o, lock: lock, log: o.Logger, metrics: prometheus.NewRegistry(), mounter: o.Kernel.Mounter,
 		images: map[imageKey]*image{}, mounts: map[string]*mount{}, devices: map[*blobmgr.Blob]*device{},
-		bindings: map[imageKey]*binding{}, placing: make(turn, 1), removing: make(turn, 1), closed: make(chan struct{}, 1),
+		bindings: map[imageKey]*binding{}, culls: map[string]struct{}{}, remembered: map[imageKey]config.Image{}, placing: make(turn, 1), removing: make(turn, 1), closed: make(chan struct{}, 1), lost: make(chan struct{}),
 	}
 	if d.mounter == nil {
 		d.mounter = helperMounter{}
@@ -168,47 +184,38 @@ func privateDir(dir string) error {
 	return nil
 }
 
-// Run serves the kernel and the API at the unix socket until ctx is done; it
-// can be called once, and closes the daemon. At the end it unmounts what it can.
-// While an incomplete image is still in use it goes on serving it, because the
-// kernel would read zeros from its holes, until force is done too: then the
-// guard answers EIO in its place.
-func (d *Daemon) Run(ctx, force context.Context, socket string) (err error) {
-	orderly := false
-	defer func() { err = errors.Join(err, d.close(orderly)) }()
-	l, err := listen(socket)
-	if err != nil {
-		return err
-	}
+// begin goes on with what an earlier daemon mounted and answers the kernel until end.
+func (d *Daemon) begin(ctx context.Context) error {
 	if err := d.kernel.adopt(ctx); err != nil {
-		return errors.Join(fmt.Errorf("go on with mounts of an earlier daemon: %w", err), l.Close())
+		return fmt.Errorf("go on with mounts of an earlier daemon: %w", err)
 	}
-	kernelDone := make(chan error, 1)
-	kctx, stopKernel := context.WithCancel(context.WithoutCancel(ctx))
-	ctx, lost := context.WithCancel(ctx)
-	defer lost()
+	kctx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	d.stopKernel = stop
+	d.serving.Store(true)
 	go func() {
-		kernelDone <- d.kernel.serve(kctx)
-		lost() // nobody answers the kernel any more: end, so that the guard does
-	}()
-	defer func() {
-		stopKernel()
-		err = errors.Join(err, <-kernelDone)
+		defer close(d.lost)
+		d.kernelErr = d.kernel.serve(kctx)
+		d.serving.Store(false)
 	}()
 	if d.o.High > 0 {
 		d.background.Go(d.watchQuota)
 	}
-	d.log.Info("serving", "root", d.o.Root, "socket", socket, "transport", d.kernel.name())
 	if err := notify(d.handedOver()); err != nil {
 		d.log.Warn("the service manager does not know that the daemon serves, nor keeps its device", "err", err)
 	}
-	if err := d.serveAPI(ctx, l); err != nil {
-		return fmt.Errorf("serve API at %s: %w", socket, err)
-	}
-	if len(kernelDone) == 0 {
-		orderly = d.shutdown(ctx, force)
-	}
 	return nil
+}
+
+// end unmounts what it can and closes the daemon. While an incomplete image is still in
+// use it goes on serving it, because the kernel would read zeros from its holes, until
+// force is done too: then the guard answers EIO in its place.
+func (d *Daemon) end(ctx, force context.Context) error {
+	orderly := d.serving.Load() && d.shutdown(ctx, force)
+	if d.stopKernel != nil {
+		d.stopKernel()
+		<-d.lost
+	}
+	return errors.Join(d.kernelErr, d.close(orderly))
 }
 
 // handedOver is what the service manager keeps for the next daemon, nil if nothing.
@@ -217,27 +224,6 @@ func (d *Daemon) handedOver() *os.File {
 		return nil
 	}
 	return d.kernel.fd()
-}
-
-// serveAPI answers the API until ctx is done. The listener's socket is removed with it.
-func (d *Daemon) serveAPI(ctx context.Context, l net.Listener) error {
-	mux := http.NewServeMux()
-	mux.Handle("/", api.Handler(d))
-	mux.Handle("GET /metrics", promhttp.HandlerFor(d.metrics, promhttp.HandlerOpts{}))
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelWarn)}
-	ended := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(ended)
-		sctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-		defer cancel()
-		_ = srv.Shutdown(sctx) // past the limit requests are cut off; they can be repeated
-	})
-	err := srv.Serve(l)
-	if stop() {
-		return err // it ended by itself
-	}
-	<-ended
-	return nil
 }
 
 // close ends what start started. An end is orderly when the kernel needs nobody any
@@ -256,30 +242,4 @@ func (d *Daemon) close(orderly bool) error {
 	}
 	d.mu.Unlock()
 	return errors.Join(append(errs, d.blobs.Close(), d.stores.close(), d.kernel.close(orderly), d.lock.Close())...)
-}
-
-// listen opens the API's socket, for root only. A socket that nobody answers at is
-// left over from a dead daemon and is replaced.
-func listen(socket string) (net.Listener, error) {
-	dir := filepath.Dir(socket)
-	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
-		if err := privateDir(dir); err != nil {
-			return nil, err
-		}
-	}
-	if c, err := net.DialTimeout("unix", socket, time.Second); err == nil {
-		c.Close()
-		return nil, fmt.Errorf("listen at %s: another daemon answers there; stop it or choose another --socket", socket)
-	}
-	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("listen at %s: remove stale socket: %w", socket, err)
-	}
-	l, err := net.Listen("unix", socket)
-	if err != nil {
-		return nil, fmt.Errorf("listen at %s: %w", socket, err)
-	}
-	if err := os.Chmod(socket, 0o600); err != nil {
-		return nil, errors.Join(fmt.Errorf("listen at %s: %w", socket, err), l.Close())
-	}
-	return l, nil
 }

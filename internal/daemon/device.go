@@ -16,7 +16,9 @@ type device struct {
 	id     string // of the blob
 	blob   *blobmgr.Blob
 	events atomic.Int64
+	ready  atomic.Int64           // of these, those that found everything present
 	last   atomic.Pointer[string] // error of the last failed fill
+	failed func(text string)      // told of each
 
 	images int  // that hold the blob; guarded by Daemon.mu
 	mark   mark // of the fanotify transport; guarded by Daemon.mu
@@ -30,7 +32,11 @@ var (
 // Ready is asked once for each event, first.
 func (v *device) Ready(off, n int64) bool {
 	v.events.Add(1)
-	return v.blob.Ready(off, n)
+	ready := v.blob.Ready(off, n)
+	if ready {
+		v.ready.Add(1)
+	}
+	return ready
 }
 
 // Fill makes a range present.
@@ -39,6 +45,7 @@ func (v *device) Fill(ctx context.Context, off, n int64) error {
 	if err != nil {
 		s := err.Error()
 		v.last.Store(&s)
+		v.failed(s)
 		return err
 	}
 	v.last.Store(nil)
@@ -51,7 +58,7 @@ func (d *Daemon) hold(id string, b *blobmgr.Blob) *device {
 	defer d.mu.Unlock()
 	v := d.devices[b]
 	if v == nil {
-		v = &device{id: id, blob: b}
+		v = &device{id: id, blob: b, failed: d.events.add}
 		d.devices[b] = v
 	}
 	v.images++

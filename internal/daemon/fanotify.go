@@ -80,6 +80,20 @@ func (t *fanotifyTransport) discard(imageKey, bool) error { return nil }
 
 func (t *fanotifyTransport) discardBlob(imageKey, string) error { return nil }
 
+func (t *fanotifyTransport) discardEverywhere(string) error { return nil }
+
+// live reports whether an image that has the blob or bootstrap is open.
+func (t *fanotifyTransport) live(k imageKey, id string) bool {
+	t.d.mu.Lock()
+	defer t.d.mu.Unlock()
+	for _, img := range t.d.images {
+		if img.key.domain == k.domain && img.isOpen() && (img.key.id == id || img.has(id)) {
+			return true
+		}
+	}
+	return false
+}
+
 func (t *fanotifyTransport) usage(k imageKey, id string) int64 {
 	if id == "" {
 		return 0

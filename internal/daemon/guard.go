@@ -191,6 +191,9 @@ func markedInodes(r io.Reader) (map[uint64]bool, error) {
 	return out, s.Err()
 }
 
+// errLocked says that somebody else has the root.
+var errLocked = errors.New("lock")
+
 // lockRoot takes root for this daemon, and its guard after it.
 func lockRoot(root string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(root, "lock"), os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o600)
@@ -199,8 +202,8 @@ func lockRoot(root string) (*os.File, error) {
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		f.Close()
-		return nil, fmt.Errorf("lock %s: it is in use: another erofsd runs there, or one died and its images are still mounted "+
-			"(their missing data read as EIO). Unmount the images whose source is below it (findmnt -t erofs), then start again: %w", root, err)
+		return nil, fmt.Errorf("%w %s: it is in use: another erofsd runs there, or one died and its images are still mounted "+
+			"(their missing data read as EIO). Unmount the images whose source is below it (findmnt -t erofs), then start again: %w", errLocked, root, err)
 	}
 	return f, nil
 }

@@ -49,16 +49,16 @@ func runDaemon(options, socket string) int {
 	if err == nil {
 		o.Device, err = InheritedDevice()
 	}
-	var d *Daemon
+	var c *Control
 	if err == nil {
-		d, err = New(o)
+		c, err = NewControl(o, socket)
 	}
 	if err == nil {
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 		defer stop()
 		force, stopForce := signal.NotifyContext(context.Background(), syscall.SIGUSR1)
 		defer stopForce()
-		err = d.Run(ctx, force, socket)
+		err = c.Run(ctx, force, socket)
 	}
 	if err != nil {
 		log.Error("ended", "err", err)

@@ -43,6 +43,16 @@ func (d *Daemon) hint(img *image, m *erofs.Image) {
 	}
 }
 
+// isOpen reports whether img has been opened.
+func (img *image) isOpen() bool {
+	select {
+	case <-img.ready:
+		return img.err == nil
+	default:
+		return false
+	}
+}
+
 func (img *image) isClosed() bool {
 	select {
 	case <-img.closed:

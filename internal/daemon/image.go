@@ -24,7 +24,8 @@ type image struct {
 	devices []*device     // one per device slot, in slot order
 	closed  chan struct{} // closed when the image is
 
-	refs int // mounts; guarded by Daemon.mu
+	refs int     // mounts; guarded by Daemon.mu
+	src  *source // where it came from last; guarded by Daemon.mu
 }
 
 // acquire returns the open image of src, opening it when it is the first.
@@ -120,7 +121,15 @@ func (d *Daemon) open(ctx context.Context, img *image, src *source) (err error) 
 	if err := d.writeRecord(img, src); err != nil {
 		return err
 	}
-	d.background.Go(func() { d.hint(img, m) })
+	d.mu.Lock()
+	img.src = src
+	d.mu.Unlock()
+	d.background.Go(func() {
+		d.hint(img, m)
+		if src.prefetch.Mode == blobmgr.All {
+			d.fetchTable(img, m)
+		}
+	})
 	return nil
 }
 

@@ -207,7 +207,7 @@ func (d *Daemon) watchQuota() {
 	t := time.NewTicker(quotaEvery)
 	defer t.Stop()
 	for {
-		if err := d.evict(d.ctx); err != nil && d.ctx.Err() == nil {
+		if err := d.evict(d.ctx, d.o.High, d.o.Low); err != nil && d.ctx.Err() == nil {
 			d.log.Warn("make room in the cache", "err", err)
 		}
 		select {
@@ -220,14 +220,14 @@ func (d *Daemon) watchQuota() {
 }
 
 // evict removes images that are neither used nor pinned when the cache takes more than
-// Options.High, until it takes no more than Options.Low.
-func (d *Daemon) evict(ctx context.Context) error {
+// high bytes, until it takes no more than low.
+func (d *Daemon) evict(ctx context.Context, high, low int64) error {
 	all, err := d.listKept()
 	if err != nil {
 		return err
 	}
 	n := d.usage(all)
-	if n <= d.o.High {
+	if n <= high {
 		return nil
 	}
 	for i, k := range all {
@@ -242,9 +242,15 @@ func (d *Daemon) evict(ctx context.Context) error {
 		before := n
 		n = d.usage(all)
 		d.log.Info("removed an image from the full cache", "image", k.key.id, "bytes", before-n)
-		if n <= d.o.Low {
+		if n <= low {
 			return nil
 		}
 	}
-	return fmt.Errorf("it takes %d bytes, more than its low mark of %d, with all that is left mounted or pinned", n, d.o.Low)
+	return fmt.Errorf("it takes %d bytes, more than its low mark of %d, with all that is left mounted, bound or pinned", n, low)
+}
+
+// exists reports whether there may be a file of that name.
+func exists(name string) bool {
+	_, err := os.Lstat(name)
+	return !errors.Is(err, fs.ErrNotExist)
 }

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,22 +17,34 @@ import (
 
 	"github.com/erofsd/erofsd/cachefiles"
 	"github.com/erofsd/erofsd/internal/api"
+	"github.com/erofsd/erofsd/internal/config"
 )
 
 // A mount is one place where an image is mounted. It is in the table from the
 // moment that its place is taken.
 type mount struct {
 	point  string
-	source string // reference or bootstrap path, for people
-	img    *image // nil until mounted; guarded by Daemon.mu
-	busy   bool   // being mounted or unmounted; guarded by Daemon.mu
+	source string    // reference or bootstrap path, for people
+	img    *image    // nil until mounted; guarded by Daemon.mu
+	since  time.Time // when it was mounted; guarded by Daemon.mu
+	busy   bool      // being mounted or unmounted; guarded by Daemon.mu
 }
 
 // Mount mounts an image: it takes the place, gets and admits the bootstrap,
 // opens the blobs, marks their cache files, and only then mounts.
 func (d *Daemon) Mount(ctx context.Context, r api.MountRequest) (api.Mount, error) {
+	return d.mountImage(ctx, mountRequest{MountRequest: r})
+}
+
+// A mountRequest is a request with what nydus's API adds: where a bootstrap's blobs are.
+type mountRequest struct {
+	api.MountRequest
+	config *config.Image // nil: see MountRequest
+}
+
+func (d *Daemon) mountImage(ctx context.Context, r mountRequest) (api.Mount, error) {
 	d.reap()
-	if err := validate(r); err != nil {
+	if err := validate(r.MountRequest); err != nil {
 		return api.Mount{}, api.BadRequest(err)
 	}
 	if err := d.nested(filepath.Clean(r.Mountpoint)); err != nil {
@@ -47,7 +60,7 @@ func (d *Daemon) Mount(ctx context.Context, r api.MountRequest) (api.Mount, erro
 		return api.Mount{}, api.BadRequest(fmt.Errorf("mount point %s: %w", r.Mountpoint, err))
 	}
 	r.Mountpoint = place
-	m, err := d.take(r)
+	m, err := d.take(r.MountRequest)
 	if err != nil {
 		return api.Mount{}, err
 	}
@@ -59,7 +72,7 @@ func (d *Daemon) Mount(ctx context.Context, r api.MountRequest) (api.Mount, erro
 		return api.Mount{}, fmt.Errorf("mount %s at %s: %w", m.source, m.point, err)
 	}
 	d.mu.Lock()
-	m.img, m.busy = img, false
+	m.img, m.busy, m.since = img, false, time.Now()
 	d.mu.Unlock()
 	d.log.Info("mounted", "image", img.key.id, "mountpoint", m.point)
 	return d.describe(m), nil
@@ -73,8 +86,8 @@ func validate(r api.MountRequest) error {
 	switch {
 	case !filepath.IsAbs(r.Mountpoint) || filepath.Clean(r.Mountpoint) == "/":
 		return fmt.Errorf("mount point %q: want an absolute path below /", r.Mountpoint)
-	case (r.Bootstrap == "") == (r.Reference == ""):
-		return errors.New("name an image: either a bootstrap file or a reference")
+	case len(slices.DeleteFunc([]string{r.Bootstrap, r.Reference, r.Image}, func(s string) bool { return s == "" })) != 1:
+		return errors.New("name an image: either a bootstrap file, a reference, or a bound image's id")
 	case r.Bootstrap != "" && !filepath.IsAbs(r.Bootstrap):
 		return fmt.Errorf("bootstrap %q: want an absolute path", r.Bootstrap)
 	case r.BlobDir != "" && !filepath.IsAbs(r.BlobDir):
@@ -110,10 +123,7 @@ func (d *Daemon) nestedLocked(place string) error {
 
 // take reserves the mount point, a real path.
 func (d *Daemon) take(r api.MountRequest) (*mount, error) {
-	m := &mount{point: r.Mountpoint, source: r.Reference, busy: true}
-	if m.source == "" {
-		m.source = r.Bootstrap
-	}
+	m := &mount{point: r.Mountpoint, source: cmp.Or(r.Reference, r.Bootstrap, r.Image), busy: true}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.nestedLocked(m.point); err != nil {
@@ -124,7 +134,7 @@ func (d *Daemon) take(r api.MountRequest) (*mount, error) {
 }
 
 // mount does what Mount says once the place is taken.
-func (d *Daemon) mount(ctx context.Context, m *mount, r api.MountRequest) (*image, error) {
+func (d *Daemon) mount(ctx context.Context, m *mount, r mountRequest) (*image, error) {
 	target, err := openTarget(m.point)
 	if err != nil {
 		return nil, err
@@ -271,16 +281,31 @@ func (d *Daemon) Unmount(ctx context.Context, r api.UnmountRequest) error {
 // symbolic links.
 func (d *Daemon) place(name string) string {
 	name = filepath.Clean(name)
-	d.mu.Lock()
-	_, known := d.mounts[name]
-	d.mu.Unlock()
-	if known {
+	if d.mountAt(name) != nil {
 		return name
 	}
 	if real, err := filepath.EvalSymlinks(filepath.Dir(name)); err == nil {
 		return filepath.Join(real, filepath.Base(name))
 	}
 	return name
+}
+
+// mountAt returns the mount whose place is called name in the table, nil if there is none.
+func (d *Daemon) mountAt(name string) *mount {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.mounts[name]
+}
+
+// mounted returns the image at a mount point, nil if there is none.
+func (d *Daemon) mounted(name string) *image {
+	point := d.place(name)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if m := d.mounts[point]; m != nil {
+		return m.img
+	}
+	return nil
 }
 
 // reap forgets mounts that somebody else unmounted: those that were in the table before
@@ -334,6 +359,10 @@ func (d *Daemon) shutdown(ctx, force context.Context) bool {
 		left := d.unmountAll(ctx)
 		if left == 0 {
 			return true
+		}
+		if d.o.Hasty && d.kernel.name() == Cachefiles {
+			d.log.Warn("ended with incomplete images in use: what they lack reads as EIO", "images", left)
+			return false
 		}
 		if !told {
 			d.log.Warn("images are incomplete and in use; serving on until they are unmounted. "+

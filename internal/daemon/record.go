@@ -14,6 +14,7 @@ import (
 
 	"github.com/erofsd/erofsd/backend"
 	"github.com/erofsd/erofsd/internal/api"
+	"github.com/erofsd/erofsd/internal/config"
 )
 
 // Suffixes of the files in root/images; an imageKey is before them.
@@ -70,7 +71,8 @@ type record struct {
 	Sizes     map[string]int64 `json:"sizes,omitempty"` // of stored blobs
 	Layer     string           `json:"layer,omitempty"` // file name of the kept bootstrap layer
 	Pinned    bool             `json:"pinned,omitempty"`
-	Blobs     []string         `json:"blobs"` // as the cache calls them
+	Entry     json.RawMessage  `json:"entry,omitempty"` // config.BlobEntry without credentials, of an image that has a configuration
+	Blobs     []string         `json:"blobs"`           // as the cache calls them
 }
 
 // file returns the path of one of k's files.
@@ -81,6 +83,12 @@ func (d *Daemon) file(k imageKey, suffix string) string {
 // writeRecord keeps what src is and that img was used now.
 func (d *Daemon) writeRecord(img *image, src *source) error {
 	r := src.record
+	if src.config != nil {
+		var err error
+		if r.Entry, err = recordEntry(img.key, src.boot, *src.config); err != nil {
+			return err
+		}
+	}
 	r.Blobs = []string{}
 	for _, v := range img.devices {
 		r.Blobs = append(r.Blobs, v.blob.ID())
@@ -137,6 +145,13 @@ func (d *Daemon) recorded(k imageKey) (*source, error) {
 		return nil, err
 	}
 	src := &source{key: k, digest: r.digest(k), boot: boot, label: r.Label, record: r}
+	if src.config, err = d.recordedConfig(k, r); err != nil {
+		return nil, err
+	}
+	if src.config != nil {
+		src.origin, err = d.stores.image(*src.config)
+		return src, err
+	}
 	if r.Host == "" {
 		src.store = d.stores.directory(r.BlobDir)
 		return src, nil
@@ -147,6 +162,28 @@ func (d *Daemon) recorded(k imageKey) (*source, error) {
 	}
 	src.store, src.repo = reg.blobs, backend.Ref{Host: r.Host, Repository: r.Repo}
 	return src, nil
+}
+
+// recordedConfig returns the configuration of k: as a predecessor handed it over, or as
+// the record r has it, without credentials. Nil: there is none.
+func (d *Daemon) recordedConfig(k imageKey, r record) (*config.Image, error) {
+	if c, ok := d.remembered[k]; ok {
+		return &c, nil
+	}
+	if len(r.Entry) == 0 {
+		return nil, nil
+	}
+	e, _, err := config.ParseBlobEntry(r.Entry)
+	if err != nil {
+		return nil, fmt.Errorf("read record of image %s: %w", k, err)
+	}
+	return &e.Image, nil
+}
+
+// recordEntry is what a record has of c.
+func recordEntry(k imageKey, boot string, c config.Image) (json.RawMessage, error) {
+	c.Backend = c.Backend.WithoutCredentials()
+	return config.BlobEntry{Type: "bootstrap", ID: k.id, DomainID: k.domain, Image: c, Bootstrap: boot}.MarshalState()
 }
 
 // checkBootstrap compares a bootstrap with its id: a crash may have torn it.

@@ -16,6 +16,7 @@ import (
 	"github.com/erofsd/erofsd/blobmgr"
 	"github.com/erofsd/erofsd/internal/api"
 	"github.com/erofsd/erofsd/internal/chunk"
+	"github.com/erofsd/erofsd/internal/config"
 )
 
 // maxBootstrap bounds a bootstrap: nydusd's own limit.
@@ -31,12 +32,16 @@ type source struct {
 	origin                   // of the blobs
 	tables map[string][]byte // chunk tables that came with the bootstrap, by blob id
 	record record            // what is kept of it
+	config *config.Image     // as the user gave it; nil: by MountRequest alone. It may hold credentials
 }
 
 // resolve gets the bootstrap that r names.
-func (d *Daemon) resolve(ctx context.Context, r api.MountRequest) (*source, error) {
-	if r.Reference != "" {
-		return d.resolveReference(ctx, r)
+func (d *Daemon) resolve(ctx context.Context, r mountRequest) (*source, error) {
+	switch {
+	case r.Reference != "":
+		return d.resolveReference(ctx, r.MountRequest)
+	case r.Image != "":
+		return d.resolveBound(imageKey{ownDomain(r.DomainID), r.Image})
 	}
 	f, err := openRegular(r.Bootstrap)
 	if err != nil {
@@ -44,13 +49,33 @@ func (d *Daemon) resolve(ctx context.Context, r api.MountRequest) (*source, erro
 	}
 	defer f.Close()
 	src := &source{
-		label: r.Bootstrap, origin: origin{store: d.stores.directory(r.BlobDir)}, key: imageKey{domain: r.DomainID},
+		label: r.Bootstrap, config: r.config, key: imageKey{domain: r.DomainID},
 		record: record{Label: r.Bootstrap, BlobDir: r.BlobDir, Pinned: r.Pinned},
+	}
+	if src.config == nil && r.BlobDir == "" && d.o.Default.Backend.Type != "" {
+		src.config = &d.o.Default
+	}
+	if src.config == nil {
+		src.origin = origin{store: d.stores.directory(r.BlobDir)}
+	} else if src.origin, err = d.stores.image(*src.config); err != nil {
+		return nil, api.BadRequest(err)
 	}
 	if err = d.openBootstrap(f, src); err == nil && src.boot == "" {
 		err = d.keepBootstrap(f, src)
 	}
 	return src, err
+}
+
+// resolveBound returns the source of a bound image.
+func (d *Daemon) resolveBound(k imageKey) (*source, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	b := d.bindings[k]
+	if b == nil || b.left {
+		return nil, api.NotFound(fmt.Errorf("image %s is not bound", k))
+	}
+	src := *b.src
+	return &src, nil
 }
 
 // openBootstrap makes src's bootstrap the copy of f that an open image has, if there is

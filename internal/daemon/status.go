@@ -77,11 +77,29 @@ func (d *Daemon) describe(m *mount) api.Mount {
 	return a
 }
 
-// Version is the version that the binary was built from.
-func Version() string {
+// A Build says what the binary was built from.
+type Build struct {
+	Version, Commit, Time string
+}
+
+// BuildVersion is what the binary was built from, as far as it is known.
+func BuildVersion() Build {
+	b := Build{Version: "unknown"}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
-		return "unknown"
+		return b
 	}
-	return info.Main.Version
+	b.Version = info.Main.Version
+	for _, s := range info.Settings {
+		switch s.Key {
+		case "vcs.revision":
+			b.Commit = s.Value
+		case "vcs.time":
+			b.Time = s.Value
+		}
+	}
+	return b
 }
+
+// Version is the version that the binary was built from.
+func Version() string { return BuildVersion().Version }

@@ -99,6 +99,8 @@ type origin struct {
 	store    backend.Store
 	repo     backend.Ref // Host and Repository of the blobs
 	prefetch blobmgr.Prefetch
+	meter    *meter // of the store's reads, nil if nobody asks
+	kind     string // of backend, for people
 }
 
 // close gives back what only this origin has. Its store can be used on.

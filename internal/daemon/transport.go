@@ -47,8 +47,12 @@ type transport interface {
 	// own; with last its domain has no other image. discardBlob removes a blob of it.
 	discard(k imageKey, last bool) error
 	discardBlob(k imageKey, id string) error
+	// discardEverywhere removes the object id from volumes that no record tells of.
+	discardEverywhere(id string) error
 	// usage is how many bytes of disk a blob of k takes, or with id "" k's own data.
 	usage(k imageKey, id string) int64
+	// live reports whether the kernel has the object id of k open.
+	live(k imageKey, id string) bool
 	// fd is the kernel's fd that a later daemon can go on with, nil if there is none.
 	fd() *os.File
 	stats() api.Kernel

@@ -71,13 +71,13 @@ func (p *inProcess) start(t testing.TB) {
 	ctx, p.cancel = context.WithCancel(context.Background())
 	force, p.force = context.WithCancel(context.Background())
 	p.ended, p.err = make(chan struct{}), nil
-	d, err := daemon.New(o)
+	c, err := daemon.NewControl(o, p.socket)
 	if err != nil {
 		t.Fatal(err)
 	}
 	go func(ended chan struct{}) {
 		defer close(ended)
-		p.err = d.Run(ctx, force, p.socket)
+		p.err = c.Run(ctx, force, p.socket)
 	}(p.ended)
 }
 

@@ -74,13 +74,13 @@ func runDaemon(text string, log *slog.Logger) error {
 	if j.Device {
 		o.Device, o.Handover = os.NewFile(3, "held device"), true
 	}
-	d, err := daemon.New(o)
+	c, err := daemon.NewControl(o, j.Socket)
 	if err != nil {
 		return err
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	return d.Run(ctx, context.Background(), j.Socket)
+	return c.Run(ctx, context.Background(), j.Socket)
 }
 
 // A process drives a daemon in a process, on this machine's kernel.
