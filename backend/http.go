@@ -137,9 +137,13 @@ func (h *headers) CloseIdleConnections() {
 	h.next.(interface{ CloseIdleConnections() }).CloseIdleConnections()
 }
 
-// checkRedirect guards every redirect. The referrer could be a signed URL.
+// checkRedirect guards every redirect. The referrer could be a signed URL, and a login is
+// for one scheme, host and port, not for all ports of a host as net/http has it.
 func checkRedirect(req *http.Request, via []*http.Request) error {
 	req.Header.Del("Referer")
+	if first := via[0].URL; req.URL.Scheme != first.Scheme || req.URL.Host != first.Host {
+		req.Header.Del("Authorization")
+	}
 	if len(via) >= 10 {
 		return errors.New("redirected more than 10 times")
 	}

@@ -3,29 +3,26 @@ package registry
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
 	"net/url"
 	"os"
 	"sync"
 	"sync/atomic"
-
-	"oras.land/oras-go/v2/registry"
+	"time"
 
 	"github.com/erofsd/erofsd/backend"
 )
 
+// blob is a blob at one site.
 type blob struct {
-	store  *Store
-	repo   registry.Reference
+	site   *site
 	ref    backend.Ref
-	home   *url.URL // where the registry has it
-	size   int64    // -1: not known yet, in Open only
+	size   int64 // -1: not known yet, in open only
 	closed atomic.Bool
 
 	// mu guards storage.
 	mu      sync.Mutex
-	storage *url.URL // where the registry sent us last, probably signed; nil: ask the registry
+	storage *storage // where the site sent us last, probably signed; nil: ask the site
 }
 
 func (b *blob) Size() int64 { return b.size }
@@ -36,43 +33,39 @@ func (b *blob) Close() error {
 }
 
 func (b *blob) ReadAt(ctx context.Context, p []byte, off int64) error {
-	err := b.check(ctx, p, off)
-	if err == nil && len(p) > 0 {
-		err = b.read(ctx, p, off)
-	}
-	if err != nil {
-		return fmt.Errorf("read %d bytes at %d of blob %s: %w", len(p), off, b.ref.Digest, err)
-	}
-	return nil
-}
-
-func (b *blob) check(ctx context.Context, p []byte, off int64) error {
 	if b.closed.Load() {
 		return os.ErrClosed
 	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return backend.CheckRange(off, int64(len(p)), b.size)
+	if err := backend.CheckRange(off, int64(len(p)), b.size); err != nil || len(p) == 0 {
+		return err
+	}
+	return b.read(ctx, p, off)
 }
 
-// read asks the storage host that the registry named last, and the registry when
-// there is none or it refuses: the address has expired or the blob was moved.
+// read asks the storage host that the site named last, and the site when there is none
+// or it refuses: the address has expired or the blob was moved.
 func (b *blob) read(ctx context.Context, p []byte, off int64) error {
-	if storage := b.stored(); storage != nil {
-		_, err := b.get(ctx, storage, p, off)
+	if at := b.stored(); at != nil {
+		err := b.get(ctx, at.url, p, off)
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
-		b.forget(storage)
+		b.forget(at)
 		status, ok := errors.AsType[*backend.StatusError](err)
 		if !ok || !stale(status.Code) {
 			return err
 		}
-		b.store.log.Debug("storage address is no longer good, asking the registry again", "blob", b.ref.Digest, "err", err)
+		b.site.log.Debug("storage address is no longer good, asking the registry again", "blob", b.ref.Digest, "err", err)
 	}
-	_, err := b.get(ctx, b.home, p, off)
-	return err
+	return b.get(ctx, b.home(), p, off)
+}
+
+// home is where the site has the blob.
+func (b *blob) home() *url.URL {
+	return b.site.url(b.ref.Repository, "blobs", b.ref.Digest.String())
 }
 
 // stale reports whether a storage host answers so to an address that expired:
@@ -85,20 +78,24 @@ func stale(code int) bool {
 	return false
 }
 
-func (b *blob) stored() *url.URL {
+// stored returns the storage address, unless it is known to have expired.
+func (b *blob) stored() *storage {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.storage != nil && !b.storage.until.IsZero() && time.Now().After(b.storage.until) {
+		b.storage = nil
+	}
 	return b.storage
 }
 
-func (b *blob) remember(storage *url.URL) {
+func (b *blob) remember(at *storage) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.storage = storage
+	b.storage = at
 }
 
 // forget drops a storage address unless it was replaced meanwhile.
-func (b *blob) forget(old *url.URL) {
+func (b *blob) forget(old *storage) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.storage == old {
@@ -106,19 +103,31 @@ func (b *blob) forget(old *url.URL) {
 	}
 }
 
-// get fills p from offset off of the blob at u, in one request. size is the
-// blob's size as the server gives it, even with an error; -1 when it did not.
-func (b *blob) get(ctx context.Context, u *url.URL, p []byte, off int64) (size int64, err error) {
-	q := backend.RangeRequest{
-		Ref: b.ref, Size: b.size, Off: off, P: p, Wait: b.store.stall,
-		Send: func(ctx context.Context, header http.Header) (*http.Response, error) {
-			resp, err := b.store.do(ctx, b.repo, u, header)
+// get fills p from offset off of the blob at u, in one request.
+func (b *blob) get(ctx context.Context, u *url.URL, p []byte, off int64) error {
+	q, at := b.request(u, p, off)
+	_, _, err := q.Do(ctx)
+	if err == nil && *at != nil {
+		b.remember(*at)
+	}
+	return err
+}
+
+// learnSize asks the site how large the blob is.
+func (b *blob) learnSize(ctx context.Context) (int64, error) {
+	q, _ := b.request(b.home(), nil, 0)
+	size, _, err := q.Learn(ctx)
+	return size, err
+}
+
+// request is one for the bytes at u. at will be where it was redirected to.
+func (b *blob) request(u *url.URL, p []byte, off int64) (q backend.RangeRequest, at **storage) {
+	at = new(*storage)
+	return backend.RangeRequest{
+		Ref: b.ref, Size: b.size, Off: off, P: p, Wait: b.site.stall,
+		Send: func(ctx context.Context, header http.Header) (resp *http.Response, err error) {
+			resp, *at, err = b.site.get(ctx, b.ref.Repository, u, header)
 			return resp, translate(err)
 		},
-	}
-	size, from, err := q.Do(ctx)
-	if err == nil && from.String() != u.String() {
-		b.remember(from)
-	}
-	return size, err
+	}, at
 }

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 
 	"oras.land/oras-go/v2/errdef"
-	"oras.land/oras-go/v2/registry/remote/auth"
 	"oras.land/oras-go/v2/registry/remote/errcode"
 
 	"github.com/erofsd/erofsd/backend"
@@ -23,8 +22,6 @@ func translate(err error) error {
 		return status
 	}
 	switch {
-	case errors.Is(err, auth.ErrBasicCredentialNotFound):
-		return fmt.Errorf("the registry wants a login and there is none for it: %w", fs.ErrPermission)
 	case errors.Is(err, errdef.ErrNotFound):
 		return fmt.Errorf("%w: %w", backend.RedactError(err), fs.ErrNotExist)
 	}

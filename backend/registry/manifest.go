@@ -163,15 +163,36 @@ func (s *Store) document(ctx context.Context, r registry.Reference) (doc documen
 	return doc, d, err
 }
 
-// getManifest makes one request. The body matches the digest: the one that was
-// asked for, else the one that the registry states, else its own.
+// getManifest asks the sources of the registry once each, mirrors first, until one has the
+// manifest.
 func (s *Store) getManifest(ctx context.Context, r registry.Reference) ([]byte, string, digest.Digest, error) {
-	w := backend.NewWatch(ctx, s.stall)
+	way, err := s.route(r.Registry)
+	if err != nil {
+		return nil, "", "", err
+	}
+	mirrors := way.resolve
+	if _, err := r.Digest(); err == nil {
+		mirrors = way.mirrors
+	}
+	for _, m := range mirrors {
+		body, contentType, d, err := s.getManifestAt(ctx, m, r)
+		if err == nil || ctx.Err() != nil {
+			return body, contentType, d, err
+		}
+		s.log.Debug("mirror does not give the manifest, asking elsewhere", "mirror", m.host, "err", err)
+	}
+	return s.getManifestAt(ctx, way.origin, r)
+}
+
+// getManifestAt makes one request. The body matches the digest: the one that was
+// asked for, else the one that the registry states, else its own.
+func (s *Store) getManifestAt(ctx context.Context, at *site, r registry.Reference) ([]byte, string, digest.Digest, error) {
+	w := backend.NewWatch(s.login.with(ctx), s.stall)
 	defer w.Stop()
 	header := http.Header{"Accept": {strings.Join([]string{
 		ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageIndex, dockerManifest, dockerIndex,
 	}, ", ")}}
-	resp, err := s.do(w.Context(), r, s.url(r, "manifests", r.ReferenceOrDefault()), header)
+	resp, _, err := at.get(w.Context(), r.Repository, at.url(r.Repository, "manifests", r.ReferenceOrDefault()), header)
 	if err != nil {
 		return nil, "", "", w.Fail(translate(err))
 	}

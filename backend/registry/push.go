@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/http"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -32,8 +33,23 @@ func (s *Store) Pusher(reference string) (*Pusher, error) {
 	if err != nil {
 		return nil, err
 	}
-	repo := &remote.Repository{Client: s.auth, Reference: r, PlainHTTP: s.scheme == "http"}
+	route, err := s.route(r.Registry)
+	if err != nil {
+		return nil, err
+	}
+	repo := &remote.Repository{Client: uploads{s, route.origin}, Reference: r, PlainHTTP: route.origin.base().Scheme == "http"}
 	return &Pusher{store: s, ref: r, repo: repo}, nil
+}
+
+// uploads sends what oras asks for to the registry, as the store's login.
+type uploads struct {
+	store *Store
+	site  *site
+}
+
+// Do is what oras calls.
+func (u uploads) Do(req *http.Request) (*http.Response, error) {
+	return u.site.do(req.WithContext(u.store.login.with(req.Context())))
 }
 
 // Blob uploads the blob desc unless the repository has it. open returns its bytes

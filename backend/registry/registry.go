@@ -5,13 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
-	"net/url"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"oras.land/oras-go/v2/registry"
-	"oras.land/oras-go/v2/registry/remote/auth"
 
 	"github.com/erofsd/erofsd/backend"
 )
@@ -20,63 +21,115 @@ const userAgent = "erofsd"
 
 // Options are the choices of a [Store]; the zero value reads public registries over TLS.
 type Options struct {
-	// PlainHTTP speaks http instead of https to the registries.
+	// Scheme is https or http. "": https; with HTTP.SkipVerify a registry that does not
+	// speak TLS is read without, from the first time on that this shows.
+	Scheme string
+	// PlainHTTP is Scheme http.
 	PlainHTTP bool
 	// HTTP is how connections are made.
 	HTTP backend.HTTPOptions
 	// Credential gives the login for a registry (host or host:port), asked each
 	// time the registry wants one that is not known or no longer good. Empty
 	// credentials mean an anonymous read. Nil: always anonymous.
-	Credential func(ctx context.Context, host string) (auth.Credential, error)
+	Credential CredentialFunc
+	// BlobURLScheme and BlobRedirectedHost replace scheme and host of the addresses
+	// that a registry redirects to. "": left as they are.
+	BlobURLScheme, BlobRedirectedHost string
+	// Mirrors are asked before each registry, in this order.
+	Mirrors []MirrorHost
+	// HostsDir has a directory per registry with a hosts.toml of containerd, which
+	// says where the registry and its mirrors are. "": none. Mirrors come first.
+	HostsDir string
 	// Stall is how long a request may go without progress (less than 4 KiB, or
 	// no answer) before it is given up. 0: 30 s.
 	Stall time.Duration
 	// Retry is how Manifest, Fetch and Pusher try again. Open and ReadAt of blobs
 	// do not; put backend.Retry around the store.
 	Retry backend.RetryPolicy
-	// Logger gets debug records. Nil: none.
+	// Logger gets debug records, and what becomes of mirrors. Nil: none.
 	Logger *slog.Logger
 }
 
 // A Store is a [backend.Store] over registries. It keeps connections and tokens
 // between calls and is safe for concurrent use.
 type Store struct {
+	*core
+	login *login
+}
+
+// core is what stores with different logins share.
+type core struct {
+	o      Options
 	scheme string
-	plain  *http.Client // without credentials, for storage hosts
-	auth   *auth.Client // for registries, on the same connections
+	detect bool
+	client *http.Client
+	tokens *tokens
 	stall  time.Duration
 	retry  backend.RetryPolicy
 	log    *slog.Logger
+
+	// mu guards the fields below.
+	mu      sync.Mutex
+	routes  map[string]*route       // by registry
+	clients map[string]*http.Client // of sites with other TLS options
 }
 
 // New returns a store. It makes no request.
 func New(o Options) (*Store, error) {
-	plain, err := backend.NewHTTPClient(o.HTTP)
-	if err != nil {
+	if o.Stall <= 0 {
+		o.Stall = 30 * time.Second
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.HTTP.Logger == nil {
+		o.HTTP.Logger = o.Logger
+	}
+	c := &core{
+		o: o, scheme: o.Scheme, tokens: newTokens(), stall: o.Stall, retry: o.Retry, log: o.Logger,
+		routes: make(map[string]*route), clients: make(map[string]*http.Client),
+	}
+	switch {
+	case o.PlainHTTP:
+		c.scheme = "http"
+	case o.Scheme == "":
+		c.scheme, c.detect = "https", o.HTTP.SkipVerify
+	case o.Scheme != "http" && o.Scheme != "https":
+		return nil, fmt.Errorf("scheme %q of the registry is neither https nor http", o.Scheme)
+	}
+	if s := o.BlobURLScheme; s != "" && s != "http" && s != "https" {
+		return nil, fmt.Errorf("scheme %q of blob URLs is neither https nor http", s)
+	}
+	var err error
+	if c.client, err = backend.NewHTTPClient(o.HTTP); err != nil {
 		return nil, err
 	}
-	s := &Store{scheme: "https", plain: plain, stall: o.Stall, retry: o.Retry, log: o.Logger}
-	if o.PlainHTTP {
-		s.scheme = "http"
+	for _, m := range o.Mirrors {
+		if _, err := c.nydusMirror(&site{}, m); err != nil {
+			return nil, err
+		}
 	}
-	if s.stall <= 0 {
-		s.stall = 30 * time.Second
-	}
-	if s.log == nil {
-		s.log = slog.New(slog.DiscardHandler)
-	}
-	s.auth = &auth.Client{
-		Client:     s.plain,
-		Header:     http.Header{"User-Agent": {userAgent}},
-		Credential: o.Credential,
-		Cache:      auth.NewCache(),
-	}
-	return s, nil
+	return &Store{c, newLogin(o.Credential, c.tokens)}, nil
 }
 
-// Close closes idle connections. The store stays usable.
+// As returns a store that reads with another login over the same connections.
+func (s *Store) As(credential CredentialFunc) *Store {
+	return &Store{s.core, newLogin(credential, s.tokens)}
+}
+
+// Close closes idle connections and ends pings. The store stays usable.
 func (s *Store) Close() error {
-	s.plain.CloseIdleConnections()
+	s.mu.Lock()
+	routes, clients := slices.Collect(maps.Values(s.routes)), slices.Collect(maps.Values(s.clients))
+	s.mu.Unlock()
+	for _, r := range routes {
+		if r.close != nil {
+			r.close()
+		}
+	}
+	for _, c := range append(clients, s.client) {
+		c.CloseIdleConnections()
+	}
 	return nil
 }
 
@@ -84,19 +137,18 @@ func (s *Store) Close() error {
 // forbidden blob or one of another size shows at the first read. Without, it asks
 // for the first byte to learn the size.
 func (s *Store) Open(ctx context.Context, ref backend.Ref) (backend.Blob, error) {
-	b, err := s.open(ctx, ref)
+	b, err := s.open(s.login.with(ctx), ref)
 	if err != nil {
 		return nil, fmt.Errorf("open blob %s: %w", ref.Digest, err)
 	}
-	return b, nil
+	return &loginBlob{b, s.login, ref}, nil
 }
 
-func (s *Store) open(ctx context.Context, ref backend.Ref) (*blob, error) {
+func (s *Store) open(ctx context.Context, ref backend.Ref) (backend.Blob, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	repo, err := repository(ref.Host, ref.Repository)
-	if err != nil {
+	if _, err := repository(ref.Host, ref.Repository); err != nil {
 		return nil, err
 	}
 	if err := ref.Digest.Validate(); err != nil {
@@ -105,28 +157,25 @@ func (s *Store) open(ctx context.Context, ref backend.Ref) (*blob, error) {
 	if ref.Size < 0 {
 		return nil, fmt.Errorf("size %d is negative", ref.Size)
 	}
-	b := &blob{store: s, repo: repo, ref: ref, home: s.url(repo, "blobs", ref.Digest.String()), size: ref.Size}
-	if ref.Size == 0 {
-		b.size, err = b.learnSize(ctx)
+	r, err := s.route(ref.Host)
+	if err != nil {
+		return nil, err
 	}
-	return b, err
+	return r.blobs.Open(ctx, ref)
 }
 
-// learnSize reads the first byte of a blob. Only that of an empty blob cannot be
-// satisfied (RFC 9110, 14.1.2).
-func (b *blob) learnSize(ctx context.Context) (int64, error) {
-	b.size = -1
-	size, err := b.get(ctx, b.home, make([]byte, 1), 0)
-	if status, ok := errors.AsType[*backend.StatusError](err); ok && status.Code == http.StatusRequestedRangeNotSatisfiable {
-		return 0, nil
+// loginBlob is a blob that is read as the login that opened it.
+type loginBlob struct {
+	backend.Blob
+	login *login
+	ref   backend.Ref
+}
+
+func (b *loginBlob) ReadAt(ctx context.Context, p []byte, off int64) error {
+	if err := b.Blob.ReadAt(b.login.with(ctx), p, off); err != nil {
+		return fmt.Errorf("read %d bytes at %d of blob %s: %w", len(p), off, b.ref.Digest, err)
 	}
-	if size == 0 {
-		return 0, nil
-	}
-	if err == nil && size < 0 {
-		err = errors.New("the server does not say how large it is: give the size in the reference")
-	}
-	return size, err
+	return nil
 }
 
 // repository checks the names, which come from users and manifests, before they
@@ -153,21 +202,4 @@ func parse(reference string) (registry.Reference, error) {
 		return r, fmt.Errorf("image reference %q: %w; write host/repository:tag", reference, err)
 	}
 	return r, nil
-}
-
-// url is an address of the distribution API.
-func (s *Store) url(r registry.Reference, kind, name string) *url.URL {
-	return &url.URL{Scheme: s.scheme, Host: r.Host(), Path: "/v2/" + r.Repository + "/" + kind + "/" + name}
-}
-
-// do sends a request for something of repository r. The credential goes along
-// only when u is the registry itself; redirects are followed.
-func (s *Store) do(ctx context.Context, r registry.Reference, u *url.URL, header http.Header) (*http.Response, error) {
-	req := (&http.Request{Method: http.MethodGet, URL: u, Host: u.Host, Header: header}).WithContext(ctx)
-	req.Header.Set("Accept-Encoding", "identity")
-	if u.Scheme == s.scheme && u.Host == r.Host() {
-		return s.auth.Do(req.WithContext(auth.AppendRepositoryScope(ctx, r, auth.ActionPull)))
-	}
-	req.Header.Set("User-Agent", userAgent)
-	return s.plain.Do(req)
 }
