@@ -20,7 +20,8 @@ import (
 const underTest = "erofsd"
 
 func TestMain(m *testing.M) {
-	if os.Args[0] == underTest || daemon.IsHelper(os.Args) || daemon.IsGuard(os.Args) {
+	switch name := filepath.Base(os.Args[0]); {
+	case name == underTest, name == "nydusd", daemon.IsHelper(os.Args), daemon.IsGuard(os.Args):
 		main()
 		return
 	}
@@ -42,33 +43,6 @@ func erofsd(t *testing.T, as *syscall.Credential, args ...string) (said string, 
 	defer stop.Stop()
 	_ = cmd.Wait() // the code says it
 	return out.String(), cmd.ProcessState.ExitCode()
-}
-
-func TestCommandLine(t *testing.T) {
-	tests := map[string]struct {
-		args []string
-		code int
-		want string
-	}{
-		"version":          {[]string{"--version"}, 0, "erofsd "},
-		"singleton help":   {[]string{"singleton", "-h"}, 0, "fscache-threads"},
-		"argument":         {[]string{"serve"}, 1, `unexpected argument "serve"`},
-		"unknown flag":     {[]string{"--fast"}, 1, "not defined: -fast"},
-		"no directory":     {[]string{"singleton"}, 1, "want --fscache DIR"},
-		"no threads":       {[]string{"singleton", "--fscache", "/x", "--fscache-threads", "0"}, 1, "want 1 to 1024"},
-		"too many threads": {[]string{"singleton", "--fscache", "/x", "--fscache-threads", "1025"}, 1, "want 1 to 1024"},
-		"transport":        {[]string{"--transport", "fuse", "--root", t.TempDir()}, 1, `unknown transport "fuse"`},
-		"size":             {[]string{"--cache-high", "much"}, 1, "want a size as 10GiB"},
-		"low above high":   {[]string{"--cache-high", "1GiB", "--cache-low", "2GiB"}, 1, "is more than --cache-high"},
-	}
-	for name, tc := range tests {
-		t.Run(name, func(t *testing.T) {
-			said, code := erofsd(t, nil, tc.args...)
-			if code != tc.code || !strings.Contains(said, tc.want) {
-				t.Errorf("exit code %d, want %d, and it said %q, want %q in it", code, tc.code, said, tc.want)
-			}
-		})
-	}
 }
 
 // files lists everything below dir.
