@@ -100,7 +100,8 @@ func (p *proxied) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	healthy := p.health.use()
 	t := tryOf(ctx)
-	around := t.around.Load() && (p.o.Fallback || p.o.LastTryDirect && t.last && PriorityOf(ctx) == OnDemand)
+	avoid := t.around.Load() || fromOrigin(ctx)
+	around := avoid && (p.o.Fallback || p.o.LastTryDirect && t.last && PriorityOf(ctx) == OnDemand)
 	switch {
 	case healthy && around, !healthy && p.o.Fallback:
 		return p.direct.RoundTrip(req)

@@ -233,6 +233,9 @@ func TestProxyHeaders(t *testing.T) {
 	if direct, proxy, err := f.read(prefetch, b); err == nil || direct != 0 || proxy != 1 {
 		t.Errorf("limited prefetch: %d requests directly, %d to the proxy, error %v", direct, proxy, err)
 	}
+	if direct, proxy, err := f.read(backend.FromOrigin(t.Context()), b); err != nil || direct != 1 || proxy != 0 {
+		t.Errorf("read from the origin: %d requests directly, %d to the proxy, error %v", direct, proxy, err)
+	}
 	if direct, proxy, err := f.read(backend.Private(t.Context()), b); err != nil || direct != 1 || proxy != 0 {
 		t.Errorf("request with a password: %d requests directly, %d to the proxy, error %v", direct, proxy, err)
 	}

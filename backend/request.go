@@ -31,7 +31,7 @@ func PriorityOf(ctx context.Context) Priority {
 type originKey struct{}
 
 // FromOrigin returns a context whose reads skip mirrors, because what they sent was
-// wrong. A forward proxy, which may be the only way, is used as ever.
+// wrong, and a forward proxy that may be gone around.
 func FromOrigin(ctx context.Context) context.Context {
 	return context.WithValue(ctx, originKey{}, true)
 }

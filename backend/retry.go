@@ -12,7 +12,7 @@ import (
 
 // RetryPolicy says how often and when to try again.
 type RetryPolicy struct {
-	// Attempts is how often a call is tried in all. 0: 6, which with the other
+	// Attempts is how often a call is tried in all: a retry limit and one. 0: 6, which with the other
 	// defaults bridges about three seconds.
 	Attempts int
 	// PrefetchAttempts is the same for calls that nobody waits for, see [WithPriority];
@@ -122,11 +122,11 @@ func (s *retryStore) do(ctx context.Context, policy RetryPolicy, host string, f 
 	return policy.Do(ctx, func(ctx context.Context) error {
 		if wait, err := s.rest(host); wait > 0 {
 			if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= wait {
-				return fmt.Errorf("not tried, %s wants to be left alone for %v: %w", host, wait.Round(time.Millisecond), err)
+				return fmt.Errorf("not tried, the server wants to be left alone for %v: %w", wait.Round(time.Millisecond), err)
 			}
 			// Not all at once when the rest is over.
 			if err := sleep(ctx, wait+rand.N(policy.Wait)); err != nil {
-				return fmt.Errorf("wait for %s, which wants to be left alone: %w", host, err)
+				return fmt.Errorf("wait for the server, which wants to be left alone: %w", err)
 			}
 		}
 		err := f(ctx)

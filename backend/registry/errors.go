@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -20,6 +21,9 @@ func translate(err error) error {
 			status.Reason = e.Errors[0].Code
 		}
 		return status
+	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return fmt.Errorf("%w; give the certificate of its authority, or set skip_verify", backend.RedactError(err))
 	}
 	switch {
 	case errors.Is(err, errdef.ErrNotFound):

@@ -138,3 +138,19 @@ func TestCheckRealm(t *testing.T) {
 		}
 	}
 }
+
+func FuzzParseHosts(f *testing.F) {
+	f.Add("server = \"https://h\"\n[host.\"https://m:5000/x\"]\ncapabilities = [\"pull\"]\nclient = [[\"a\", \"b\"]]\n[host.\"https://m:5000/x\".header]\nx = [\"MARK\"]\n")
+	f.Add("[host]\n\"http://h\" = {ca = [\"a\"]}\n")
+	f.Add("[[host]]\nMARK\n")
+	f.Fuzz(func(t *testing.T, s string) {
+		_, mirrors, err := parseHosts([]byte(s), "/dir")
+		if err == nil {
+			for _, m := range mirrors {
+				if m.host == "" || m.prefix == "/" {
+					t.Errorf("%q gives %+v", s, m)
+				}
+			}
+		}
+	})
+}

@@ -104,6 +104,20 @@ type door struct {
 	origin *url.URL      // the registry that challenged
 	host   string        // whose credential to use
 	limit  time.Duration // of a token request
+	// ask, when not nil, gets the challenge to answer instead of the one that came.
+	ask func(ctx context.Context) (challenge, error)
+}
+
+// challenge returns what is to be answered when c came.
+func (d door) challenge(ctx context.Context, c challenge) (challenge, error) {
+	if d.ask == nil {
+		return c, nil
+	}
+	asked, err := d.ask(ctx)
+	if err != nil || asked.scheme == "" {
+		return c, err
+	}
+	return asked, nil
 }
 
 // renew returns a header other than refused, got by answering c. All callers at the
@@ -145,7 +159,11 @@ func (l *login) renew(ctx context.Context, g *grant, d door, scopes []string, re
 
 func (l *login) fly(ctx context.Context, g *grant, f *flight, d door, scopes []string, refused, spent string, c challenge) {
 	defer f.cancel()
-	state, err := l.answer(ctx, d, scopes, refused, spent, c)
+	var state granted
+	c, err := d.challenge(ctx, c)
+	if err == nil {
+		state, err = l.answer(ctx, d, withHint(scopes, c.scope), refused, spent, c)
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if f.state, f.err = state, err; err == nil {
@@ -189,9 +207,8 @@ func (l *login) answer(ctx context.Context, d door, scopes []string, refused, sp
 }
 
 // do sends req, whose context says the scopes, with the grant for it, and answers a
-// challenge: once, and again when a given token was refused and there is another way. ask,
-// when not nil, is asked for the challenge instead of the answer.
-func (l *login) do(req *http.Request, send func(*http.Request) (*http.Response, error), d door, ask func(ctx context.Context) (challenge, error)) (*http.Response, error) {
+// challenge: once, and again when a given token was refused and there is another way.
+func (l *login) do(req *http.Request, send func(*http.Request) (*http.Response, error), d door) (*http.Response, error) {
 	if req.Header.Get("Authorization") != "" {
 		return send(req)
 	}
@@ -200,7 +217,7 @@ func (l *login) do(req *http.Request, send func(*http.Request) (*http.Response, 
 	g := l.grant(grantKey{d.host, strings.Join(scopes, " ")})
 	header, c, expired := g.current()
 	if expired {
-		renewed, err := l.renew(ctx, g, d, withHint(scopes, c.scope), header, c)
+		renewed, err := l.renew(ctx, g, d, scopes, header, c)
 		if err != nil {
 			return nil, fmt.Errorf("renew login: %w", err)
 		}
@@ -213,21 +230,14 @@ func (l *login) do(req *http.Request, send func(*http.Request) (*http.Response, 
 			return resp, err
 		}
 		c = parseChallenge(resp.Header.Values("WWW-Authenticate"))
-		if c.scheme == "" && l.credential == nil && ask == nil {
+		if c.scheme == "" && l.credential == nil && d.ask == nil {
 			return resp, nil // nothing to answer with
 		}
 		if attempt == 1 && !given {
 			return resp, nil // what was got just now is refused
 		}
 		discard(resp)
-		if ask != nil {
-			if asked, err := ask(ctx); err != nil {
-				return nil, err
-			} else if asked.scheme != "" {
-				c = asked
-			}
-		}
-		renewed, err := l.renew(ctx, g, d, withHint(scopes, c.scope), header, c)
+		renewed, err := l.renew(ctx, g, d, scopes, header, c)
 		if err != nil {
 			return nil, fmt.Errorf("log in: %w", err)
 		}

@@ -169,12 +169,15 @@ func TestMirrorLogin(t *testing.T) {
 	}
 	for range 2 {
 		tokens.epoch.Add(1)
-		before := blobReads(m.HTTPFaults)
-		if err := readAll(t, b, data, 4); err != nil {
+		before, asked, issued := blobReads(m.HTTPFaults), tokens.refused.Load(), tokens.issued.Load()
+		if err := readAll(t, b, data, 16); err != nil {
 			t.Fatal(err)
 		}
-		if blobReads(m.HTTPFaults) < before+4 {
+		if blobReads(m.HTTPFaults) < before+16 {
 			t.Error("the mirror was not read")
+		}
+		if asked, issued = tokens.refused.Load()-asked, tokens.issued.Load()-issued; asked != 1 || issued != 1 {
+			t.Errorf("the registry was asked %d times what login it wants, and %d times for a token", asked, issued)
 		}
 	}
 }
@@ -341,6 +344,25 @@ func TestScheme(t *testing.T) {
 		}
 		s.Close()
 	}
+	// A server that only redirects to https speaks TLS, if not just now.
+	redirector := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, "https://"+r.Host+r.URL.Path, http.StatusMovedPermanently)
+	}))
+	defer redirector.Close()
+	s, err := registry.New(registry.Options{HTTP: backend.HTTPOptions{SkipVerify: true}, Credential: login})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	ref.Host = strings.TrimPrefix(redirector.URL, "http://")
+	b, err := s.Open(t.Context(), ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.ReadAt(t.Context(), make([]byte, 1), 0); err == nil || strings.Contains(err.Error(), "redirected") {
+		t.Errorf("a server that redirects to https: error %v", err)
+	}
+
 	for _, o := range []registry.Options{{Scheme: "ftp"}, {BlobURLScheme: "ftp"}} {
 		if _, err := registry.New(o); err == nil {
 			t.Errorf("%+v is accepted", o)

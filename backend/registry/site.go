@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -81,12 +82,13 @@ func (s *site) door() door {
 // do sends a request to the site as the login of its context, whose scopes are set. It
 // follows no redirect of a GET.
 func (s *site) do(req *http.Request) (*http.Response, error) {
-	l := loginOf(req.Context())
-	if s.auth == nil {
-		return l.do(req, s.send, s.door(), nil)
+	d := s.door()
+	if s.auth != nil {
+		// The origin's token goes to the mirror, which was told to be trusted with it.
+		d = s.auth.door()
+		d.ask = s.auth.challenge
 	}
-	// The origin's token goes to the mirror, which was told to be trusted with it.
-	return l.do(req, s.send, s.auth.door(), s.auth.challenge)
+	return loginOf(req.Context()).do(req, s.send, d)
 }
 
 // challenge asks the site what login it wants.
@@ -123,6 +125,10 @@ func (s *site) send(req *http.Request) (*http.Response, error) {
 	}
 	again, plainErr := client.Do(s.withoutTLS(req))
 	if plainErr != nil {
+		return nil, err
+	}
+	if redirects(again) && strings.HasPrefix(again.Header.Get("Location"), "https:") {
+		discard(again) // it does speak TLS, if not just now
 		return nil, err
 	}
 	if !s.plain.Swap(true) {
@@ -184,12 +190,22 @@ func (s *site) get(ctx context.Context, repo string, u *url.URL, header http.Hea
 func (s *site) getOnce(ctx context.Context, u *url.URL, header http.Header) (*http.Response, error) {
 	req := (&http.Request{Method: http.MethodGet, URL: u, Host: u.Host, Header: header}).WithContext(ctx)
 	req.Header.Set("Accept-Encoding", "identity")
-	if sameOrigin(u, s.base()) {
+	if s.own(u) {
 		return s.do(req)
 	}
 	client := *s.client
 	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	return client.Do(req)
+}
+
+// own reports whether u is the site's. It stays so when the site turned out not to speak TLS
+// after u was made; send sees to that.
+func (s *site) own(u *url.URL) bool {
+	base := s.base()
+	if s.plain.Load() && u.Scheme == "https" {
+		base.Scheme = "https"
+	}
+	return sameOrigin(u, base)
 }
 
 func redirects(resp *http.Response) bool {
@@ -207,7 +223,7 @@ func (s *site) next(from *url.URL, location string) (*url.URL, error) {
 	if err != nil {
 		return nil, errors.New("redirected to a malformed address")
 	}
-	away := !sameOrigin(u, s.base())
+	away := !s.own(u)
 	if away && s.scheme2 != "" {
 		u.Scheme = s.scheme2
 	}
