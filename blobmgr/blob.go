@@ -73,7 +73,7 @@ func (m *Manager) newBlob(ctx context.Context, file string, s Source) (*Blob, er
 	b := &Blob{
 		m: m, name: file, entry: plainEntry(s.Entry), durable: newTurn(), attaching: newTurn(), images: 1,
 		prefetch: s.Prefetch, closed: true, filling: make(map[int]*flight), done: make(chan struct{}), changed: make(chan struct{}),
-		origins: []*origin{{store: s.Store, ref: s.Ref, turn: newTurn()}},
+		origins: []*origin{newOrigin(s)},
 	}
 	isNew, err := b.loadTable(ctx, s)
 	if err != nil {
@@ -90,7 +90,11 @@ func (m *Manager) newBlob(ctx context.Context, file string, s Source) (*Blob, er
 		return nil, err
 	}
 	b.fresh = isNew
-	return b, b.openFiles(ctx, isNew || changed > 0)
+	if err := b.openFiles(ctx, isNew || changed > 0); err != nil {
+		return nil, err
+	}
+	b.ahead.widen(s.Prefetch.Window)
+	return b, nil
 }
 
 // loadTable gets the chunk table from an earlier Open or from s; isNew says that it
@@ -275,7 +279,7 @@ func (b *Blob) putOrigin(s Source) (last *origin) {
 		last = b.origins[maxOrigins-1]
 		b.origins = b.origins[:maxOrigins-1]
 	}
-	b.origins = append([]*origin{{store: s.Store, ref: s.Ref, turn: newTurn()}}, b.origins...)
+	b.origins = append([]*origin{newOrigin(s)}, b.origins...)
 	if last != nil && !b.closed {
 		b.work.Go(func() { last.close() })
 		return nil

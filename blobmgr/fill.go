@@ -87,8 +87,12 @@ func (b *Blob) fill(ctx context.Context, first, last int) error {
 	return nil
 }
 
+// maxUnasked is how many failures of flights that nobody asked for a read passes over.
+const maxUnasked = 3
+
 // fillPart fills [first, last); miss says that this is where a read begins.
 func (b *Blob) fillPart(ctx context.Context, first, last int, miss bool) error {
+	spare := maxUnasked
 	for !b.present.all(first, last) {
 		flights, launched, err := b.join(first, last)
 		if err != nil {
@@ -104,6 +108,10 @@ func (b *Blob) fillPart(ctx context.Context, first, last int, miss bool) error {
 		for _, f := range flights {
 			if err == nil {
 				err = b.wait(ctx, f, first, last)
+			}
+			if err != nil && f.kind != demand && spare > 0 && ctx.Err() == nil {
+				spare--
+				err = nil // given up earlier than a read is, because nobody waited for it
 			}
 			b.leave(f)
 		}

@@ -2,8 +2,13 @@ package blobmgr
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime/debug"
+	"slices"
+
+	"github.com/erofsd/erofsd/backend"
+	"github.com/erofsd/erofsd/internal/chunk"
 )
 
 // Why a flight was started.
@@ -121,6 +126,9 @@ func (b *Blob) run(ctx context.Context, f *flight) {
 		return
 	}
 	todo = b.recheck(ctx, todo)
+	if f.kind != demand {
+		ctx = backend.WithPriority(ctx, backend.Prefetch)
+	}
 	b.mu.Lock()
 	origins := b.origins
 	b.mu.Unlock()
@@ -129,11 +137,19 @@ func (b *Blob) run(ctx context.Context, f *flight) {
 			return
 		}
 		todo = b.fetch(ctx, f, o, todo)
+		if o.mirrored && f.corrupt(todo) { // what a mirror sent may be wrong, the origin itself not
+			todo = b.fetch(backend.FromOrigin(ctx), f, o, todo)
+		}
 		if ctx.Err() != nil {
 			f.fail(todo, context.Cause(ctx))
 			return
 		}
 	}
+}
+
+// corrupt reports whether some of units failed because their bytes were wrong.
+func (f *flight) corrupt(units []int) bool {
+	return slices.ContainsFunc(units, func(u int) bool { return errors.Is(f.errs[u], chunk.ErrCorrupt) })
 }
 
 func (f *flight) fail(units []int, err error) {

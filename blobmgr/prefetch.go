@@ -26,6 +26,9 @@ type Prefetch struct {
 	// Workers is how many requests of it a blob may have at a time. 0, and at most: 4,
 	// which all blobs share.
 	Workers int
+	// Window is the first readahead window of a stream of reads, in stored bytes. 0: as
+	// Options.Readahead says. Of several images the largest counts.
+	Window int64
 	// Pace, with a burst of at least 64 KiB, bounds the stored bytes that these requests
 	// get; those of an image share one. Nil: no bound.
 	Pace *rate.Limiter
@@ -56,6 +59,7 @@ func (p Prefetch) more(q Prefetch) bool {
 
 // wish makes p count if it asks for more than what counts now.
 func (b *Blob) wish(p Prefetch) {
+	b.ahead.widen(p.Window)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if p.more(b.prefetch) {

@@ -61,6 +61,15 @@ func newReadahead(b *Blob) *readahead {
 	return &readahead{b: b, first: b.m.opt.Readahead, kick: make(chan int, streams), jobs: make(chan []units, 2*streams)}
 }
 
+// widen makes the first window of streams at least n stored bytes.
+func (r *readahead) widen(n int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if n > 0 && r.first >= 0 {
+		r.first = min(max(r.first, n), maxWindow)
+	}
+}
+
 func (r *readahead) hint(l *locality) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -84,11 +93,11 @@ func (r *readahead) passed(first, last int) {
 // missed notes that [first, last) was read, and part of it neither present nor on its
 // way.
 func (r *readahead) missed(first, last int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if r.first < 0 {
 		return
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	r.missedC += r.bytes(first, last)
 	if float64(r.missedC) > everythingPart*float64(r.b.entry.DataEnd()) {
 		r.b.everything(last)

@@ -20,6 +20,9 @@ type Source struct {
 	// by the last image that opened it.
 	Store backend.Store
 	Ref   backend.Ref
+	// Mirrored says that Store may ask mirrors: bytes that are wrong are read again from
+	// the origin, see [backend.FromOrigin].
+	Mirrored bool
 	// MetaRef is the object that holds the chunk table when Entry has
 	// chunk.FeatureSeparate.
 	MetaRef backend.Ref
@@ -53,11 +56,17 @@ const maxOrigins = 8
 // An origin is one place where a blob's bytes can be read. It is opened when the
 // first byte is needed.
 type origin struct {
-	store backend.Store
-	ref   backend.Ref
-	turn  turn         // guards what follows
-	blob  backend.Blob // nil until opened
-	gone  bool
+	store    backend.Store
+	ref      backend.Ref
+	mirrored bool         // see Source
+	turn     turn         // guards what follows
+	blob     backend.Blob // nil until opened
+	gone     bool
+}
+
+// newOrigin returns the place that s names.
+func newOrigin(s Source) *origin {
+	return &origin{store: s.Store, ref: s.Ref, mirrored: s.Mirrored, turn: newTurn()}
 }
 
 // same reports whether o reads from where s does.

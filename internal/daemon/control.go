@@ -28,6 +28,9 @@ type NydusdOptions struct {
 	Entries []config.BlobEntry `json:"-"`
 	// Level and SetLevel read and change the least level that is logged. Nil: it stays.
 	SetLevel func(level string) error `json:"-"`
+	// Adjust changes what images are told before it is used: what the command line and
+	// the environment add. Nil: nothing.
+	Adjust func(*config.Image) `json:"-"`
 	// Metrics is a TCP address of /metrics beside the socket's. "": none.
 	Metrics string
 }
@@ -53,7 +56,8 @@ type Control struct {
 
 var _ nydus.Service = (*Control)(nil)
 
-// NewControl prepares a daemon for o. socket is where its API will be: a dead one there,
+// NewControl prepares a daemon for o. socket is where its API will be, "" if it has none:
+// a dead one there,
 // with the device held by a supervisor, is the sign of a daemon that crashed, and the new
 // one then waits to take over from it.
 func NewControl(o Options, socket string) (*Control, error) {
@@ -86,15 +90,17 @@ func (c *Control) Run(ctx, force context.Context, socket string) (err error) {
 	defer c.quit()
 	force, c.hurry = context.WithCancel(force)
 	defer c.hurry()
-	l, err := listen(socket)
+	listeners, err := c.listen(socket)
 	if err == nil {
 		err = c.begin(ctx)
 	}
 	if err == nil {
 		c.log.Info("HTTP API server running at "+socket, "root", c.o.Root)
-		err = c.serveAPI(ctx, l)
-	} else if l != nil {
-		err = errors.Join(err, l.Close())
+		err = c.serveAPI(ctx, listeners)
+	} else {
+		for _, l := range listeners {
+			err = errors.Join(err, l.Close())
+		}
 	}
 	c.mu.Lock()
 	d, taken := c.daemon, c.taken
@@ -161,26 +167,44 @@ func (c *Control) running() (*Daemon, error) {
 	return c.daemon, nil
 }
 
-// serveAPI answers the API until ctx is done. The listener's socket is removed with it.
-func (c *Control) serveAPI(ctx context.Context, l net.Listener) error {
+// listen opens the places where the API is to be had: the unix socket, unless it is "",
+// and with Metrics the TCP address, in this order.
+func (c *Control) listen(socket string) (all []net.Listener, err error) {
+	if socket != "" {
+		l, err := listen(socket)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, l)
+	}
+	if addr := c.o.Nydusd.Metrics; addr != "" {
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			return all, fmt.Errorf("serve metrics: %w", err)
+		}
+		all = append(all, l)
+	}
+	return all, nil
+}
+
+// serveAPI answers the API until ctx is done. A unix socket is removed with its listener.
+func (c *Control) serveAPI(ctx context.Context, listeners []net.Listener) error {
 	h := nydus.Route(nydus.Handler(c), map[string]http.Handler{
 		api.Prefix + "/": http.HandlerFunc(c.serveOwn),
 		"/metrics":       http.HandlerFunc(c.serveMetrics),
 	})
-	servers := []*http.Server{nydus.Server(h, c.log)}
-	listeners := []net.Listener{l}
-	if addr := c.o.Nydusd.Metrics; addr != "" {
-		tcp, err := net.Listen("tcp", addr)
-		if err != nil {
-			return errors.Join(fmt.Errorf("serve metrics: %w", err), l.Close())
+	metrics := http.NewServeMux()
+	metrics.HandleFunc("GET /metrics", c.serveMetrics)
+	var servers []*http.Server
+	for _, l := range listeners {
+		if l.Addr().Network() == "unix" {
+			servers = append(servers, nydus.Server(h, c.log))
+			continue
 		}
-		mux := http.NewServeMux()
-		mux.HandleFunc("GET /metrics", c.serveMetrics)
 		servers = append(servers, &http.Server{
-			Handler: mux, ReadHeaderTimeout: 10 * time.Second, WriteTimeout: time.Minute, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
-			ErrorLog: slog.NewLogLogger(c.log.Handler(), slog.LevelWarn),
+			Handler: metrics, ReadHeaderTimeout: 10 * time.Second, WriteTimeout: time.Minute, IdleTimeout: time.Minute,
+			MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(c.log.Handler(), slog.LevelWarn),
 		})
-		listeners = append(listeners, tcp)
 	}
 	return serveAll(ctx, servers, listeners)
 }

@@ -148,7 +148,7 @@ func newDaemon(o Options) (*Daemon, error) {
 	if d.mounter == nil {
 		d.mounter = helperMounter{}
 	}
-	d.stores = newStores(d.log, d.metrics)
+	d.stores = newStores(o, d.metrics)
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	if err := d.start(); err != nil {
 		d.cancel()

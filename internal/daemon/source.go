@@ -163,7 +163,7 @@ func (s *source) blob(e chunk.Entry, digests []blobmgr.ChunkDigest) blobmgr.Sour
 	ref.Digest, ref.Size = digest.NewDigestFromEncoded(digest.SHA256, e.ID), s.record.Sizes[e.ID]
 	src := blobmgr.Source{
 		Entry: e, Domain: s.key.domain, Store: s.store, Ref: ref, LocalTable: s.tables[e.ID], Digests: digests,
-		Prefetch: s.prefetch,
+		Prefetch: s.prefetch, Mirrored: s.mirrored,
 	}
 	if e.Features&chunk.FeatureSeparate != 0 {
 		src.MetaRef = s.repo
