@@ -434,3 +434,23 @@ func TestRedirectRewritten(t *testing.T) {
 		time.Sleep(time.Second)
 	}
 }
+
+// TestMirroredConformance: a registry behind a mirror that fails now and then is a store
+// like any other.
+func TestMirroredConformance(t *testing.T) {
+	backendtest.Run(t, func(t *testing.T, blobs ...[]byte) (backend.Store, []backend.Ref) {
+		w := newWorld(t, basicAuth, registry.Options{Credential: login})
+		refs := w.push(blobs...)
+		m := newMirror(t, w.faults, "", func(*http.Request) string { return "" })
+		for i := range 5 {
+			m.Add(backendtest.BlobReads, i, func(w http.ResponseWriter, r *http.Request, next http.Handler) { next.ServeHTTP(w, r) })
+			m.Add(backendtest.BlobReads, 1, backendtest.Status(500+i%4))
+		}
+		s, err := registry.New(registry.Options{PlainHTTP: true, Credential: login, Mirrors: []registry.MirrorHost{{Host: m.url}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { s.Close() })
+		return s, refs
+	})
+}
