@@ -172,9 +172,6 @@ func (c *command) read(name string) (err error) {
 	if err != nil {
 		return fmt.Errorf("read configuration %s: %w", name, err)
 	}
-	for i := range c.nydusd.Entries {
-		c.env.adjust(&c.nydusd.Entries[i].Image)
-	}
 	return nil
 }
 
@@ -211,7 +208,9 @@ func (c *command) asNydusd(flags *pflag.FlagSet, called bool) {
 	}
 	c.config.Log.Level = c.env.level(c.config.Log.Level)
 	c.warnings = append(c.warnings, c.env.warnings...)
-	c.env.adjust(&c.config.Image)
+	if c.env.auth != "" || len(c.env.headers) > 0 {
+		c.nydusd.Adjust = c.env.adjust
+	}
 }
 
 // options are the daemon's.

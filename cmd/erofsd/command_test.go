@@ -163,7 +163,11 @@ func TestEnvironment(t *testing.T) {
 	environ := []string{"IMAGE_PULL_AUTH=" + auth, "NYDUS_HEADER_X-Team=sesame", "NYDUS_HEADER_X-Empty=", "HTTP_PROXY=http://p", "RUST_BACKTRACE=1"}
 	entry := func(more string) []config.BlobEntry {
 		file := write(t, "nydusd.json", fmt.Sprintf(entries, more))
-		return parsed(t, "nydusd singleton --config "+file, environ...).options().Nydusd.Entries
+		nydusd := parsed(t, "nydusd singleton --config "+file, environ...).options().Nydusd
+		for i := range nydusd.Entries {
+			nydusd.Adjust(&nydusd.Entries[i].Image)
+		}
+		return nydusd.Entries
 	}
 	without, with := entry("")[0].Image.Backend.Registry, entry(`,"auth":"` + own + `"`)[0].Image.Backend.Registry
 	if got := without.Auth.Reveal(); got != auth {
