@@ -39,6 +39,9 @@ var (
 	Zstd       = Tool{"zstd", "zstd"}
 	Cpio       = Tool{"cpio", "cpio"}
 	Qemu       = Tool{"qemu-system-x86_64", "qemu-system-x86"}
+
+	DockerRegistry = Tool{"docker-registry", "docker-registry"}
+	Squid          = Tool{"/usr/sbin/squid", "squid"} // ordinary users' PATH lacks it
 )
 
 // ErrMissing is what every error of Ensure is.
