@@ -199,7 +199,7 @@ func (l *login) answer(ctx context.Context, d door, scopes []string, refused, sp
 	}
 	switch {
 	case cred.Username == "" || cred.Password == "":
-		return granted{}, fmt.Errorf("the registry wants a login and there is none for it: %w", fs.ErrPermission)
+		return granted{}, fmt.Errorf("the registry answered 401, it wants a login and there is none for it: %w", fs.ErrPermission)
 	case c.scheme != "basic":
 		return granted{}, fmt.Errorf("the registry refuses and does not say what login it wants: %w", fs.ErrPermission)
 	}

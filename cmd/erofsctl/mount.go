@@ -17,11 +17,12 @@ func mountCommand() *cli.Command {
 		Name:      "mount",
 		Usage:     "mount a lazy image; data come when they are read",
 		ArgsUsage: "[IMAGE-REFERENCE] MOUNTPOINT",
-		Description: "The image is either a reference (host/repository:tag or @digest) or, with --bootstrap,\n" +
-			"files: the bootstrap and the directory of its blobs.\n" +
+		Description: "The image is a reference (host/repository:tag or @digest), with --bootstrap files: the\n" +
+			"bootstrap and the directory of its blobs, or with --bound one that erofsctl bind made known.\n" +
 			"With no daemon at the socket one is started in the background.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "bootstrap", Usage: "mount the image whose bootstrap is `FILE`"},
+			&cli.StringFlag{Name: "bound", Usage: "mount the image that is bound as `ID`"},
 			&cli.StringFlag{Name: "blob-dir", Usage: "take its blobs from `DIR`"},
 			&cli.BoolFlag{Name: "plain-http", Usage: "talk HTTP to the registry, not HTTPS"},
 			&cli.StringFlag{Name: "ca-file", Usage: "trust the certificate authority in `FILE` (PEM) for the registry"},
@@ -59,13 +60,15 @@ func mountCommand() *cli.Command {
 func mountRequest(c *cli.Command) (api.MountRequest, error) {
 	args := c.Args().Slice()
 	req := api.MountRequest{PlainHTTP: c.Bool("plain-http"), DomainID: c.String("domain"), Pinned: c.Bool("pin")}
-	switch boot := c.String("bootstrap"); {
-	case boot != "" && len(args) == 1:
+	switch boot, bound := c.String("bootstrap"), c.String("bound"); {
+	case boot != "" && bound == "" && len(args) == 1:
 		req.Bootstrap, req.BlobDir = boot, c.String("blob-dir")
-	case boot == "" && len(args) == 2:
+	case boot == "" && bound != "" && len(args) == 1:
+		req.Image = bound
+	case boot == "" && bound == "" && len(args) == 2:
 		req.Reference = args[0]
 	default:
-		return req, errors.New("mount: want IMAGE-REFERENCE MOUNTPOINT, or --bootstrap FILE --blob-dir DIR MOUNTPOINT")
+		return req, errors.New("mount: want IMAGE-REFERENCE MOUNTPOINT, or --bootstrap FILE --blob-dir DIR MOUNTPOINT, or --bound ID MOUNTPOINT")
 	}
 	req.Mountpoint = args[len(args)-1]
 	req.CAFile = c.String("ca-file")

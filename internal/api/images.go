@@ -9,8 +9,8 @@ type BindRequest struct {
 	ID        string `json:"id"`                  // the name: an fsid
 	DomainID  string `json:"domain_id,omitempty"` // as in MountRequest
 	Bootstrap string `json:"bootstrap"`           // absolute path of a RAFS v6 bootstrap; it is copied
-	// Config is a document of nydus's, version 1 or 2: where the data come from. It may
-	// hold credentials, which are kept in memory only.
+	// Config is a document of nydus's, version 1 or 2: where the data come from. TOML goes
+	// as a string. It may hold credentials, which are kept in memory only.
 	Config json.RawMessage `json:"config"`
 	Pinned bool            `json:"pinned,omitempty"`
 }

@@ -61,17 +61,19 @@ func (s *stores) build(b config.Backend) (backend.Store, io.Closer, error) {
 	return s.decorate(c, retryOf(h), b.Type), c, nil
 }
 
-// mirrored reports whether reads of b may be answered by mirrors.
+// mirrored reports whether reads of b may be answered by others than the origin: by
+// mirrors, or a proxy that can be gone around.
 func mirrored(b config.Backend) bool {
+	others := func(h config.HTTP) bool { return len(h.Mirrors) > 0 || h.Proxy.URL != "" && h.Proxy.Fallback }
 	switch {
 	case b.Registry != nil:
-		return len(b.Registry.Mirrors) > 0 || b.Registry.HostsDir != ""
+		return others(b.Registry.HTTP) || b.Registry.HostsDir != ""
 	case b.S3 != nil:
-		return len(b.S3.Mirrors) > 0
+		return others(b.S3.HTTP)
 	case b.OSS != nil:
-		return len(b.OSS.Mirrors) > 0
+		return others(b.OSS.HTTP)
 	case b.HTTPProxy != nil:
-		return len(b.HTTPProxy.Mirrors) > 0
+		return others(b.HTTPProxy.HTTP)
 	}
 	return false
 }

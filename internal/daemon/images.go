@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,7 +15,11 @@ import (
 
 // BindImage makes an image known under the name that r gives it.
 func (d *Daemon) BindImage(ctx context.Context, r api.BindRequest) error {
-	c, warnings, err := config.ParseNydus(r.Config)
+	document := []byte(r.Config)
+	if toml := ""; json.Unmarshal(document, &toml) == nil {
+		document = []byte(toml)
+	}
+	c, warnings, err := config.ParseNydus(document)
 	if err != nil {
 		return api.BadRequest(fmt.Errorf("bind image %s: config: %w", r.ID, err))
 	}
@@ -106,8 +111,8 @@ func (d *Daemon) Evict(ctx context.Context, r api.EvictRequest) (api.Cache, erro
 	if r.Target < 0 {
 		return api.Cache{}, api.BadRequest(fmt.Errorf("evict: target of %d bytes, want 0 at least", r.Target))
 	}
-	if err := d.evict(ctx, r.Target, r.Target); err != nil {
-		return api.Cache{}, api.Conflict(fmt.Errorf("evict: %w", err))
+	if err := d.evict(ctx, r.Target, r.Target); err != nil && !errors.Is(err, errNoRoom) {
+		return api.Cache{}, fmt.Errorf("evict: %w", err)
 	}
 	return d.Cache(ctx)
 }

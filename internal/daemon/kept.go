@@ -219,6 +219,9 @@ func (d *Daemon) watchQuota() {
 	}
 }
 
+// errNoRoom says that a cache is as small as it can be made.
+var errNoRoom = errors.New("all that is left is mounted, bound or pinned")
+
 // evict removes images that are neither used nor pinned when the cache takes more than
 // high bytes, until it takes no more than low.
 func (d *Daemon) evict(ctx context.Context, high, low int64) error {
@@ -246,7 +249,7 @@ func (d *Daemon) evict(ctx context.Context, high, low int64) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("it takes %d bytes, more than its low mark of %d, with all that is left mounted, bound or pinned", n, low)
+	return fmt.Errorf("it takes %d bytes, more than its low mark of %d: %w", n, low, errNoRoom)
 }
 
 // exists reports whether there may be a file of that name.

@@ -151,13 +151,22 @@ func (d *Daemon) mount(ctx context.Context, m *mount, r mountRequest) (*image, e
 		}
 	}
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, d.forgetUnknown(src))
 	}
 	if err := d.attach(ctx, img, target); err != nil {
 		d.release(img)
 		return nil, err
 	}
 	return img, nil
+}
+
+// forgetUnknown removes the bootstrap of an image that could not be opened, unless
+// something else is kept of it. A mount that is about to open it gets it again.
+func (d *Daemon) forgetUnknown(src *source) error {
+	if src == nil || exists(d.file(src.key, recordSuffix)) {
+		return nil
+	}
+	return d.removeFiles(src.key, []string{src.boot})
 }
 
 // openTarget opens the mount point without following anything below it.
@@ -240,165 +249,4 @@ func (d *Daemon) keep(m *mount) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.mounts[m.point] = m
-}
-
-// Unmount unmounts the image at a mount point. An image that is used elsewhere
-// (a container's overlay keeps it) is served until nobody uses it.
-func (d *Daemon) Unmount(ctx context.Context, r api.UnmountRequest) error {
-	d.reap()
-	point := d.place(r.Mountpoint)
-	d.mu.Lock()
-	m := d.mounts[point]
-	if m == nil || m.busy {
-		d.mu.Unlock()
-		if m == nil {
-			return api.NotFound(fmt.Errorf("unmount %s: erofsd has no image mounted there (see erofsctl status)", point))
-		}
-		return api.Conflict(fmt.Errorf("unmount %s: it is being mounted or unmounted; try again", point))
-	}
-	m.busy = true
-	d.mu.Unlock()
-
-	err := d.mounter.Unmount(ctx, point, false)
-	d.mu.Lock()
-	m.busy = false
-	if err == nil {
-		delete(d.mounts, point)
-	}
-	d.mu.Unlock()
-	switch {
-	case errors.Is(err, syscall.EBUSY):
-		return api.Conflict(fmt.Errorf("unmount %s: it is busy: a process works in it or has a file of it open (fuser -vm %s shows them)", point, point))
-	case err != nil:
-		return fmt.Errorf("unmount %s: %w", point, err)
-	}
-	d.release(m.img)
-	d.log.Info("unmounted", "image", m.img.key.id, "mountpoint", point)
-	return nil
-}
-
-// place returns the key of the mount that the user calls name, perhaps by way of
-// symbolic links.
-func (d *Daemon) place(name string) string {
-	name = filepath.Clean(name)
-	if d.mountAt(name) != nil {
-		return name
-	}
-	if real, err := filepath.EvalSymlinks(filepath.Dir(name)); err == nil {
-		return filepath.Join(real, filepath.Base(name))
-	}
-	return name
-}
-
-// mountAt returns the mount whose place is called name in the table, nil if there is none.
-func (d *Daemon) mountAt(name string) *mount {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.mounts[name]
-}
-
-// mounted returns the image at a mount point, nil if there is none.
-func (d *Daemon) mounted(name string) *image {
-	point := d.place(name)
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if m := d.mounts[point]; m != nil {
-		return m.img
-	}
-	return nil
-}
-
-// reap forgets mounts that somebody else unmounted: those that were in the table before
-// the kernel was asked, and that it does not have.
-func (d *Daemon) reap() {
-	d.mu.Lock()
-	known := map[string]*mount{}
-	for point, m := range d.mounts {
-		if !m.busy {
-			known[point] = m
-		}
-	}
-	d.mu.Unlock()
-	if len(known) == 0 {
-		return
-	}
-	mounts, err := d.mounter.Mounted()
-	if err != nil {
-		d.log.Warn("read the table of mounts", "err", err)
-		return
-	}
-	for _, m := range mounts {
-		delete(known, m.Point)
-	}
-	d.mu.Lock()
-	for point, m := range known {
-		if d.mounts[point] == m && !m.busy {
-			delete(d.mounts, point)
-		} else {
-			delete(known, point)
-		}
-	}
-	d.mu.Unlock()
-	for point, m := range known {
-		d.log.Info("was unmounted by somebody else", "image", m.img.key.id, "mountpoint", point)
-		d.release(m.img)
-	}
-}
-
-// shutdown unmounts everything. What is complete may stay: it needs no daemon.
-// An incomplete image that is in use is served until it no longer is, or force
-// is done: without us the kernel would give its readers zeros. It returns
-// whether nobody needs us any more.
-func (d *Daemon) shutdown(ctx, force context.Context) bool {
-	if d.handedOver() != nil {
-		d.log.Info("leaving the images mounted for the next daemon")
-		return true
-	}
-	ctx = context.WithoutCancel(ctx)
-	for told := false; ; told = true {
-		left := d.unmountAll(ctx)
-		if left == 0 {
-			return true
-		}
-		if d.o.Hasty && d.kernel.name() == Cachefiles {
-			d.log.Warn("ended with incomplete images in use: what they lack reads as EIO", "images", left)
-			return false
-		}
-		if !told {
-			d.log.Warn("images are incomplete and in use; serving on until they are unmounted. "+
-				"A second signal ends the daemon, and what they lack then reads as EIO", "images", left)
-		}
-		select {
-		case <-force.Done():
-			d.log.Error("ended with incomplete images in use", "images", left)
-			return false
-		case <-time.After(lingerEvery):
-		}
-	}
-}
-
-// unmountAll unmounts what can be and returns how many incomplete images the
-// kernel still uses.
-func (d *Daemon) unmountAll(ctx context.Context) int {
-	d.reap()
-	var points []string
-	d.mu.Lock()
-	for point := range d.mounts {
-		points = append(points, point)
-	}
-	d.mu.Unlock()
-	for _, point := range points {
-		if err := d.Unmount(ctx, api.UnmountRequest{Mountpoint: point}); err != nil {
-			d.log.Debug("unmount at the end", "mountpoint", point, "err", err)
-		}
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	left := 0
-	for _, img := range d.images {
-		if d.kernel.busy(img) {
-			left++
-		}
-	}
-	return left
 }

@@ -4,9 +4,65 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"strings"
 
+	"github.com/erofsd/erofsd/internal/api/nydus"
 	"github.com/erofsd/erofsd/internal/config"
 )
+
+// calls reports whether id, in one of the forms that clients use, means the image k whose
+// configuration is called name: a snapshotter's with a slash before, or "/" for all.
+func calls(id string, k imageKey, name string) bool {
+	if id == "/" {
+		return true
+	}
+	id = strings.TrimPrefix(id, "/")
+	return id != "" && (id == k.id || id == name || id == k.kernelDomain()+"/"+k.id || id == k.domain && k.domain != "")
+}
+
+// Config returns what SetConfig was told.
+func (c *Control) Config(id string) (map[string]string, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := map[string]string{}
+	for of, values := range c.values {
+		for key, v := range values {
+			switch {
+			case id == "":
+				out[of+":"+key] = v
+			case id == of:
+				out[key] = v
+			}
+		}
+	}
+	return out, nil
+}
+
+// maxConfigs bounds the ids that SetConfig remembers.
+const maxConfigs = 4096
+
+// SetConfig changes credentials or proxy of the images that id means, and of those that
+// are bound later without any.
+func (c *Control) SetConfig(ctx context.Context, id string, values map[string]string) error {
+	d, err := c.running()
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	if c.values[id] == nil && len(c.values) >= maxConfigs {
+		c.mu.Unlock()
+		return nydus.Invalid(fmt.Errorf("configurations of %d ids are remembered already", maxConfigs))
+	}
+	all := maps.Clone(c.values[id])
+	if all == nil {
+		all = map[string]string{}
+	}
+	maps.Copy(all, values)
+	c.values[id] = all
+	c.mu.Unlock()
+	return d.reconfigure(ctx, id, values)
+}
 
 // withValues returns c with what nydus's API calls registry_auth, proxy_url and
 // dragonfly_scheduler_endpoint.
