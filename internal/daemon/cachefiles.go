@@ -74,6 +74,7 @@ func startCachefiles(d *Daemon) (_ transport, err error) {
 	}
 	t.server = cachefiles.NewServer(t.device, t, cachefiles.Options{
 		Logger: d.log, Deadline: d.o.FillTimeout, MaxInFlight: d.o.FillThreads, Handover: d.o.Handover,
+		Observer: d.measured.cachefiles,
 	})
 	return t, nil
 }

@@ -68,14 +68,15 @@ func (o Options) cacheDir() string { return cmp.Or(o.Fscache, filepath.Join(o.Ro
 // A Daemon serves images. New makes one that can mount at once; [Control] answers
 // the kernel and the API for it until it is told to stop.
 type Daemon struct {
-	o       Options
-	log     *slog.Logger
-	blobs   *blobmgr.Manager
-	kernel  transport
-	mounter Mounter
-	lock    *os.File
-	metrics *prometheus.Registry
-	stores  *stores
+	o        Options
+	log      *slog.Logger
+	blobs    *blobmgr.Manager
+	kernel   transport
+	mounter  Mounter
+	lock     *os.File
+	metrics  *prometheus.Registry
+	measured *metrics
+	stores   *stores
 
 	// mu guards the tables below and the fields of their entries that say so.
 	mu         sync.Mutex
@@ -149,6 +150,7 @@ func newDaemon(o Options) (*Daemon, error) {
 		d.mounter = helperMounter{}
 	}
 	d.stores = newStores(o, d.metrics)
+	d.measured = newMetrics(d.metrics, d)
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	if err := d.start(); err != nil {
 		d.cancel()

@@ -33,7 +33,7 @@ func startFanotify(d *Daemon) (transport, error) {
 		return t, nil
 	}
 	var err error
-	t.group, err = fanotify.NewGroup(fanotify.Options{Logger: d.log, Deadline: d.o.FillTimeout})
+	t.group, err = fanotify.NewGroup(fanotify.Options{Logger: d.log, Deadline: d.o.FillTimeout, Observer: d.measured.fanotify})
 	if err != nil {
 		return nil, fmt.Errorf("open fanotify group: %w", err)
 	}
