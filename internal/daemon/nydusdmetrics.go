@@ -3,7 +3,6 @@ package daemon
 import (
 	"path/filepath"
 	"slices"
-	"time"
 
 	"github.com/erofsd/erofsd/internal/api/nydus"
 )
@@ -30,7 +29,6 @@ type described struct {
 	blobs  map[string]bool // of images that are bound or open
 	meters map[*meter]struct{}
 	kind   string // of backend
-	begun  time.Time
 }
 
 // find returns the images that id means, all without one; nil when there are none.
