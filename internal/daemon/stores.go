@@ -152,9 +152,14 @@ func (s *stores) image(c config.Image) (origin, error) {
 	return o, nil
 }
 
-// storeKey is the same for backends that are the same, login included. It is for memory
-// only.
+// storeKey is the same for backends that are the same, login included; repositories of a
+// registry are read by the same client. It is for memory only.
 func storeKey(b config.Backend) ([32]byte, error) {
+	if b.Registry != nil {
+		r := *b.Registry
+		r.Repo = ""
+		b.Registry = &r
+	}
 	text, err := config.BlobEntry{Image: config.Image{Backend: b}}.MarshalState()
 	if err != nil {
 		return [32]byte{}, err
