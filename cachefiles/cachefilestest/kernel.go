@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -94,6 +95,11 @@ func New(t testing.TB) *Kernel {
 	k := &Kernel{
 		t: t, dir: t.TempDir(), ended: make(map[uint32]bool), sent: make(map[uint32]*Sent),
 		disk: make(map[cachefiles.Key]*content), live: make(map[cachefiles.Key]*object),
+	}
+	for _, dir := range []string{"cache", "graveyard"} { // the real one makes them when it is bound
+		if err := os.Mkdir(filepath.Join(k.dir, dir), 0o700); err != nil {
+			t.Fatal(err)
+		}
 	}
 	t.Cleanup(k.end)
 	return k

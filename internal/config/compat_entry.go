@@ -151,7 +151,7 @@ func (d *decoder) blobEntry(n *node, p path) BlobEntry {
 	}
 	d.class = classInvalid
 	if n.field("type") != nil && e.Type != "bootstrap" {
-		d.add(p.at("type"), "unknown type %q, want bootstrap: data blobs come with it", shown(e.Type))
+		d.add(p.at("type"), "unknown type, want bootstrap: data blobs come with it")
 	}
 	if n.field("id") != nil && (e.ID == "" || strings.Contains(e.ID, "/")) {
 		d.add(p.at("id"), "want a name without slashes")

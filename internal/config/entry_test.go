@@ -50,9 +50,9 @@ func TestEntryErrors(t *testing.T) {
 		"merging size":   {legacy1(fs + `,"prefetch_config":{"merging_size":268435457}`), "*config.RequestError", "line 1, column 114: config.prefetch_config.merging_size: more than 256 MiB"},
 		"empty type":     {legacy1(`"backend_type":"","backend_config":{}`), "*config.RequestError", `line 1, column 40: config.backend_type: missing`},
 		"cache type":     {legacy1(fs + `,"cache_type":"tape"`), "*config.RequestError", `line 1, column 95: config.cache_type: unknown cache type "tape", want blobcache, filecache or fscache`},
-		"request, class": {`{"type":"datablob","id":"a/b"}`, "*config.RequestError", "line 1, column 1: want config or config_v2; line 1, column 2: type: unknown type \"datablob\", want bootstrap: data blobs come with it; line 1, column 20: id: want a name without slashes"},
+		"request, class": {`{"type":"datablob","id":"a/b"}`, "*config.RequestError", "line 1, column 1: want config or config_v2; line 1, column 2: type: unknown type, want bootstrap: data blobs come with it; line 1, column 20: id: want a name without slashes"},
 
-		"type":       {`{"type":"datablob","id":"i","config":{` + fs + entryTail, "*config.InvalidError", `line 1, column 2: type: unknown type "datablob", want bootstrap: data blobs come with it`},
+		"type":       {`{"type":"datablob","id":"i","config":{` + fs + entryTail, "*config.InvalidError", `line 1, column 2: type: unknown type, want bootstrap: data blobs come with it`},
 		"id":         {`{"type":"bootstrap","id":"","config":{` + fs + entryTail, "*config.InvalidError", "line 1, column 21: id: want a name without slashes"},
 		"slashes":    {`{"type":"bootstrap","id":"a/b","domain_id":"/","config":{` + fs + entryTail, "*config.InvalidError", "line 1, column 21: id: want a name without slashes; line 1, column 32: domain_id: want a name without slashes"},
 		"dummycache": {legacy1(fs + `,"cache_type":"dummycache"`), "*config.InvalidError", "line 1, column 95: config.cache_type: unknown cache type"},

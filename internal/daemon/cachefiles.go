@@ -285,8 +285,8 @@ func (t *cachefilesTransport) discardBlob(k imageKey, id string) error {
 // discardEverywhere looks into each volume of the kernel's cache.
 func (t *cachefilesTransport) discardEverywhere(id string) error {
 	entries, err := os.ReadDir(filepath.Join(t.device.Dir(), "cache"))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	if err != nil {
+		return fmt.Errorf("look into the kernel's cache: %w", err)
 	}
 	var errs []error
 	for _, e := range entries {

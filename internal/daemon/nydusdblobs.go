@@ -6,6 +6,7 @@ import (
 	"errors"
 	"maps"
 	"net/http"
+	"os"
 	"slices"
 
 	"github.com/erofsd/erofsd/internal/api"
@@ -37,6 +38,9 @@ func (c *Control) PutBlob(ctx context.Context, entry []byte) error {
 	for _, w := range warnings {
 		c.log.Debug("configuration of an image", "image", e.ID, "warning", w)
 	}
+	if exists(e.Bootstrap) && !usable(e.Image.WorkDir) {
+		return nydus.IO(errors.New("cache_config.work_dir is no directory"))
+	}
 	err = c.bindEntry(ctx, d, e)
 	if e := (*api.Error)(nil); errors.As(err, &e) {
 		if e.Status == http.StatusConflict {
@@ -45,6 +49,13 @@ func (c *Control) PutBlob(ctx context.Context, entry []byte) error {
 		return nydus.Invalid(err)
 	}
 	return err
+}
+
+// usable reports whether dir, which nydusd would keep its own files in, is a directory. We
+// keep ours in one place; a mistake is worth to be told all the same.
+func usable(dir string) bool {
+	st, err := os.Stat(dir)
+	return dir == "" || err == nil && st.IsDir()
 }
 
 // bindEntry binds the image of e, with what SetConfig said of it.

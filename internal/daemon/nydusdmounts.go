@@ -98,7 +98,7 @@ func (c *Control) Superblock(ctx context.Context, mountpoint string) (nydus.Supe
 	}
 	img := d.mounted(mountpoint)
 	if img == nil {
-		return nydus.Superblock{}, nydus.Unsupported()
+		return nydus.Superblock{}, nydus.NoEntry("nothing is mounted at this place")
 	}
 	m, _, err := openImage(ctx, img.boot)
 	if err != nil {

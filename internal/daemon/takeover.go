@@ -19,7 +19,7 @@ func (c *Control) SendFD(ctx context.Context) error {
 	}
 	d, err := c.running()
 	if err != nil {
-		return err
+		return nydus.NoFDs()
 	}
 	device := d.kernel.fd()
 	if device == nil {
