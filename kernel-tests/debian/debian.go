@@ -42,6 +42,7 @@ var (
 
 	DockerRegistry = Tool{"docker-registry", "docker-registry"}
 	Squid          = Tool{"/usr/sbin/squid", "squid"} // ordinary users' PATH lacks it
+	Sgdisk         = Tool{"/usr/sbin/sgdisk", "gdisk"}
 )
 
 // ErrMissing is what every error of Ensure is.
