@@ -28,8 +28,11 @@ type bench struct {
 	image    harness.Image
 	registry *regserver.Server
 	scratch  string // of this run, on the machine's own disk
-	runs     int
-	rows     []row
+	// Of smallImages, once they are made.
+	small      []api.MountRequest
+	smallTable int64
+	runs       int
+	rows       []row
 }
 
 func (b *bench) close() error {

@@ -50,8 +50,11 @@ func images(ctx context.Context, b *bench) (err error) {
 
 // smallImages converts a part of the root file system again and again, each time
 // with another first file, so that no two blobs are the same. table is the length
-// of a chunk table in bytes.
+// of a chunk table in bytes. It is done once.
 func (b *bench) smallImages(ctx context.Context) (made []api.MountRequest, table int64, err error) {
+	if b.small != nil {
+		return b.small, b.smallTable, nil
+	}
 	top, err := b.dir()
 	if err != nil {
 		return nil, 0, err
@@ -72,8 +75,11 @@ func (b *bench) smallImages(ctx context.Context) (made []api.MountRequest, table
 		}
 		made = append(made, api.MountRequest{Bootstrap: filepath.Join(dir, "image.boot"), BlobDir: filepath.Join(dir, "blobs")})
 	}
-	table, err = chunkTableLen(made[0].Bootstrap)
-	return made, table, err
+	if table, err = chunkTableLen(made[0].Bootstrap); err != nil {
+		return nil, 0, err
+	}
+	b.small, b.smallTable = made, table
+	return made, table, nil
 }
 
 func chunkTableLen(bootstrap string) (int64, error) {
