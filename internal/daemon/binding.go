@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/erofsd/erofsd/cachefiles"
+	"github.com/erofsd/erofsd/erofs"
 	"github.com/erofsd/erofsd/internal/api"
 	"github.com/erofsd/erofsd/internal/chunk"
 	"github.com/erofsd/erofsd/internal/config"
@@ -174,7 +175,7 @@ func (d *Daemon) register(ctx context.Context, b *binding, tmp string) error {
 		}
 	}
 	if img == nil || img.err != nil {
-		if err := d.install(b, tmp); err != nil {
+		if err := d.install(ctx, b, tmp); err != nil {
 			return err
 		}
 	}
@@ -194,7 +195,7 @@ var errOtherBootstrap = api.Conflict(errors.New("another bootstrap has this name
 // install puts b's bootstrap where it belongs, and removes what the kernel's cache has of
 // another one, and of blobs of which nothing is known: nobody can say which digests those
 // were checked against.
-func (d *Daemon) install(b *binding, tmp string) error {
+func (d *Daemon) install(ctx context.Context, b *binding, tmp string) error {
 	r, err := d.readRecord(b.key)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		d.log.Warn("the record of an image is damaged", "image", b.key.id, "err", err)
@@ -202,6 +203,9 @@ func (d *Daemon) install(b *binding, tmp string) error {
 	if err != nil || r.digest(b.key) != b.digest {
 		if err := d.kernel.discardBlob(b.key, b.key.id); err != nil {
 			return errors.Join(errOtherBootstrap, err)
+		}
+		if err := d.disown(ctx, b, r.Blobs); err != nil {
+			return err
 		}
 	}
 	for _, e := range b.blobs {
@@ -215,41 +219,99 @@ func (d *Daemon) install(b *binding, tmp string) error {
 	return os.Rename(tmp, d.file(b.key, bootSuffix))
 }
 
+// disown removes blobs of the image whose name b takes, except those that b or another
+// image has: no record would tell of them any more.
+func (d *Daemon) disown(ctx context.Context, b *binding, blobs []string) error {
+	if len(blobs) == 0 {
+		return nil
+	}
+	if err := d.removing.take(ctx); err != nil {
+		return err
+	}
+	defer d.removing.give()
+	all, err := d.listKept()
+	if err != nil {
+		return err
+	}
+	keep := map[string]bool{}
+	for _, e := range b.blobs {
+		keep[e.ID] = true
+	}
+	for _, k := range all {
+		if k.key.domain == b.key.domain && k.key != b.key {
+			for _, id := range k.Blobs {
+				keep[id] = true
+			}
+		}
+	}
+	for _, id := range blobs {
+		if keep[id] {
+			continue
+		}
+		if err := d.removeBlob(ctx, b.key, id); err != nil {
+			return fmt.Errorf("remove blob %s of an earlier image of this name: %w", id, err)
+		}
+	}
+	return nil
+}
+
 // rebind gives old the configuration of b, which is the same image.
 func (d *Daemon) rebind(ctx context.Context, old, b *binding) error {
 	if old.digest != b.digest {
 		return errOtherBootstrap
 	}
 	d.mu.Lock()
-	before, img := old.src, old.img
+	before := old.src
 	changed := old.left || !old.config.Equal(b.config)
 	old.left = false
+	var img *image
 	if changed {
-		old.swap(b.src, b.config)
+		img = d.swap(old, b.src, b.config)
 		b.src = before // b's end closes it
 	}
 	now := old.src
 	d.mu.Unlock()
-	if !changed || img == nil {
+	if img == nil {
 		return nil
 	}
 	d.log.Info("bound again: its data come from elsewhere, or with other credentials", "image", old.key.id)
 	return d.addSource(ctx, img, now)
 }
 
-// swap makes src and c what counts for b and returns b's image, nil if it is not open. The
-// caller holds d.mu.
-func (b *binding) swap(src *source, c config.Image) *image {
+// swap makes src and c what counts for b and returns b's image, whoever opened it, nil if
+// it is not open: who is about to open it looks again then. The caller holds d.mu.
+func (d *Daemon) swap(b *binding, src *source, c config.Image) *image {
 	b.config, b.src, b.err = c, src, nil
 	if b.stop != nil {
 		b.stop() // whoever opens it with the old source tries again
 	}
-	return b.img
+	if img := d.images[b.key]; img != nil && img.isOpen() {
+		return img
+	}
+	return nil
+}
+
+// upToDate sees to it that img, which was opened with src, has the source that counts for
+// its binding by now.
+func (d *Daemon) upToDate(ctx context.Context, img *image, src *source) error {
+	d.mu.Lock()
+	b := d.bindings[img.key]
+	if b == nil || b.src.store == src.store {
+		d.mu.Unlock()
+		return nil
+	}
+	now := b.src
+	d.mu.Unlock()
+	return d.addSource(ctx, img, now)
 }
 
 // addSource makes src the first place where img's blobs are read from.
 func (d *Daemon) addSource(ctx context.Context, img *image, src *source) error {
-	m, _, err := openImage(ctx, img.boot)
+	st, err := img.boot.Stat()
+	if err != nil {
+		return err
+	}
+	m, err := erofs.Open(img.boot, st.Size()) // it was admitted
 	if err != nil {
 		return err
 	}

@@ -150,6 +150,11 @@ func (d *Daemon) mount(ctx context.Context, m *mount, r mountRequest) (*image, e
 			img, err = d.acquire(ctx, src)
 		}
 	}
+	if err == nil && r.Image != "" {
+		if err = d.upToDate(ctx, img, src); err != nil {
+			d.release(img)
+		}
+	}
 	if err != nil {
 		return nil, errors.Join(err, d.forgetUnknown(src))
 	}

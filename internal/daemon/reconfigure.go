@@ -141,7 +141,7 @@ func (d *Daemon) resource(ctx context.Context, b *binding, c config.Image) error
 	src := *b.src
 	old := b.src.origin
 	src.origin, src.config = origin, &c
-	img := b.swap(&src, c)
+	img := d.swap(b, &src, c)
 	d.mu.Unlock()
 	old.close()
 	if img == nil {
