@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/erofsd/erofsd/cachefiles"
-	"github.com/erofsd/erofsd/erofs"
 	"github.com/erofsd/erofsd/internal/api"
 	"github.com/erofsd/erofsd/internal/chunk"
 	"github.com/erofsd/erofsd/internal/config"
@@ -250,82 +249,6 @@ func (d *Daemon) disown(ctx context.Context, b *binding, blobs []string) error {
 		}
 		if err := d.removeBlob(ctx, b.key, id); err != nil {
 			return fmt.Errorf("remove blob %s of an earlier image of this name: %w", id, err)
-		}
-	}
-	return nil
-}
-
-// rebind gives old the configuration of b, which is the same image.
-func (d *Daemon) rebind(ctx context.Context, old, b *binding) error {
-	if old.digest != b.digest {
-		return errOtherBootstrap
-	}
-	d.mu.Lock()
-	before := old.src
-	changed := old.left || !old.config.Equal(b.config)
-	old.left = false
-	var img *image
-	if changed {
-		img = d.swap(old, b.src, b.config)
-		b.src = before // b's end closes it
-	}
-	now := old.src
-	d.mu.Unlock()
-	if img == nil {
-		return nil
-	}
-	d.log.Info("bound again: its data come from elsewhere, or with other credentials", "image", old.key.id)
-	return d.addSource(ctx, img, now)
-}
-
-// swap makes src and c what counts for b and returns b's image, whoever opened it, nil if
-// it is not open: who is about to open it looks again then. The caller holds d.mu.
-func (d *Daemon) swap(b *binding, src *source, c config.Image) *image {
-	b.config, b.src, b.err = c, src, nil
-	if b.stop != nil {
-		b.stop() // whoever opens it with the old source tries again
-	}
-	if img := d.images[b.key]; img != nil && img.isOpen() {
-		return img
-	}
-	return nil
-}
-
-// upToDate sees to it that img, which was opened with src, has the source that counts for
-// its binding by now.
-func (d *Daemon) upToDate(ctx context.Context, img *image, src *source) error {
-	d.mu.Lock()
-	b := d.bindings[img.key]
-	if b == nil || b.src.store == src.store {
-		d.mu.Unlock()
-		return nil
-	}
-	now := b.src
-	d.mu.Unlock()
-	return d.addSource(ctx, img, now)
-}
-
-// addSource makes src the first place where img's blobs are read from.
-func (d *Daemon) addSource(ctx context.Context, img *image, src *source) error {
-	st, err := img.boot.Stat()
-	if err != nil {
-		return err
-	}
-	m, err := erofs.Open(img.boot, st.Size()) // it was admitted
-	if err != nil {
-		return err
-	}
-	entries, digests, err := imageBlobs(m)
-	if err != nil {
-		return err
-	}
-	for i, e := range entries {
-		b, err := d.blobs.Open(ctx, src.blob(e, digests[uint32(i)]))
-		if err != nil {
-			return fmt.Errorf("blob %s: %w", e.ID, err)
-		}
-		if err := b.Close(); err != nil { // the image has it open: only the source is new
-			return err
 		}
 	}
 	return nil
