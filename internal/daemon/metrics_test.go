@@ -2,9 +2,12 @@ package daemon
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -13,12 +16,15 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	dto "github.com/prometheus/client_model/go"
 
+	"github.com/erofsd/erofsd/cachefiles"
 	"github.com/erofsd/erofsd/fanotify"
 	"github.com/erofsd/erofsd/fanotify/fanotifytest"
 	"github.com/erofsd/erofsd/internal/api"
+	"github.com/erofsd/erofsd/internal/testenv"
 )
 
 // A listMounter mounts nothing but in its list.
@@ -84,18 +90,16 @@ func fakeDaemon(t testing.TB, o Options) (*Daemon, *fanotifytest.Kernel) {
 	return d, k
 }
 
-// gather returns what all gatherers have, by name.
-func gather(t testing.TB, all ...prometheus.Gatherer) map[string]*dto.MetricFamily {
+// gather returns what g has, by name.
+func gather(t testing.TB, g prometheus.Gatherer) map[string]*dto.MetricFamily {
 	t.Helper()
+	families, err := g.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
 	out := map[string]*dto.MetricFamily{}
-	for _, g := range all {
-		families, err := g.Gather()
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, f := range families {
-			out[f.GetName()] = f
-		}
+	for _, f := range families {
+		out[f.GetName()] = f
 	}
 	return out
 }
@@ -115,8 +119,6 @@ func value(t testing.TB, all map[string]*dto.MetricFamily, name string) float64 
 // labels and help, and no other; all are named as Prometheus wants it.
 func TestMetrics(t *testing.T) {
 	d, k := fakeDaemon(t, Options{NoCompletion: true, High: 1 << 30})
-	reg := prometheus.NewRegistry()
-	m := newMetrics(reg, d)
 	r := localRequest(t, "zstd")
 	r.Mountpoint = t.TempDir()
 	if _, err := d.Mount(t.Context(), r); err != nil {
@@ -127,10 +129,10 @@ func TestMetrics(t *testing.T) {
 			t.Fatalf("a read is answered with %v", a)
 		}
 	}
-	m.fanotify(fanotify.OpFill, time.Millisecond, nil)
-	m.fanotify(fanotify.OpFill, time.Millisecond, errors.New("no"))
+	d.measured.fanotify(fanotify.OpFill, time.Millisecond, nil) // the fake kernel has no observer
+	d.measured.cachefiles(cachefiles.OpRead, time.Millisecond, errors.New("no"))
 
-	all := gather(t, d.metrics, reg)
+	all := gather(t, d.metrics)
 	var families []*dto.MetricFamily
 	var lines []string
 	for name, f := range all {
@@ -162,6 +164,63 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
+// metricName matches our metrics, and those of the process that our texts speak of.
+var metricName = regexp.MustCompile(`\b(?:erofsd_[a-z_]+|process_[a-z_]+|go_goroutines)\b`)
+
+// TestMetricTexts: the dashboard, the alerts and the documentation speak of metrics that
+// there are, the documentation of every one.
+func TestMetricTexts(t *testing.T) {
+	golden, err := os.ReadFile("testdata/metrics.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	known, documented := map[string]bool{}, map[string]bool{}
+	for line := range strings.Lines(string(golden)) {
+		fields := strings.Fields(line)
+		known[fields[0]] = true
+		documented[fields[0]] = false
+		if fields[1] == "histogram" {
+			for _, suffix := range []string{"_bucket", "_count", "_sum"} {
+				known[fields[0]+suffix] = true
+			}
+		}
+	}
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	for name := range gather(t, reg) {
+		known[name] = true
+	}
+	root := testenv.ModuleRoot(t)
+	const docs = "docs/metrics.md"
+	for _, file := range []string{"configs/grafana/erofsd.json", "configs/prometheus/erofsd.rules.yml", docs} {
+		text, err := os.ReadFile(filepath.Join(root, file))
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		if filepath.Ext(file) == ".json" && !json.Valid(text) {
+			t.Errorf("%s is not JSON", file)
+		}
+		names := metricName.FindAllString(string(text), -1)
+		if len(names) < 10 {
+			t.Errorf("%s speaks of %d metrics only", file, len(names))
+		}
+		for _, name := range names {
+			if !known[name] {
+				t.Errorf("%s speaks of %s, which is no metric", file, name)
+			}
+			if file == docs {
+				documented[name] = true
+			}
+		}
+	}
+	for name, ok := range documented {
+		if !ok {
+			t.Errorf("%s says nothing of %s", docs, name)
+		}
+	}
+}
+
 // describeFamily is a line of the golden file: name, type, labels, help.
 func describeFamily(f *dto.MetricFamily) string {
 	var labels []string
@@ -174,14 +233,12 @@ func describeFamily(f *dto.MetricFamily) string {
 // TestMetricValues follows an image from its mount to its unmount.
 func TestMetricValues(t *testing.T) {
 	d, k := fakeDaemon(t, Options{NoCompletion: true, High: 1 << 30, Low: 1 << 20})
-	reg := prometheus.NewRegistry()
-	m := newMetrics(reg, d)
 	check := func(step string, want map[string]float64) {
 		t.Helper()
-		m.mu.Lock()
-		m.expires = time.Time{}
-		m.mu.Unlock()
-		all := gather(t, reg)
+		d.measured.mu.Lock()
+		d.measured.expires = time.Time{}
+		d.measured.mu.Unlock()
+		all := gather(t, d.metrics)
 		for name, v := range want {
 			if got := value(t, all, "erofsd_"+name); got != v {
 				t.Errorf("%s: %s is %v, want %v", step, name, got, v)
@@ -213,7 +270,7 @@ func TestMetricValues(t *testing.T) {
 		"kernel_requests_total": 1, "kernel_denied_requests_total": 0, "complete_images": 1, "complete_image_blobs": 1,
 		"kernel_requests_in_flight": 0, "fill_errors_total": 0,
 	})
-	if all := gather(t, reg); value(t, all, "erofsd_image_present_bytes") != value(t, all, "erofsd_image_needed_bytes") || value(t, all, "erofsd_cache_bytes") == 0 {
+	if all := gather(t, d.metrics); value(t, all, "erofsd_image_present_bytes") != value(t, all, "erofsd_image_needed_bytes") || value(t, all, "erofsd_cache_bytes") == 0 {
 		t.Error("a complete image has less than it needs, or takes nothing")
 	}
 	for _, p := range points {
@@ -221,7 +278,7 @@ func TestMetricValues(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	await(t, "the image to be closed", func() bool { return value(t, gather(t, reg), "erofsd_open_images") == 0 })
+	await(t, "the image to be closed", func() bool { return value(t, gather(t, d.metrics), "erofsd_open_images") == 0 })
 	check("unmounted", map[string]float64{"mounts": 0, "mounted_images": 0, "open_image_blobs": 0, "cache_images": 1})
 }
 
@@ -239,7 +296,7 @@ func (d *Daemon) deviceSet() map[*device]bool {
 // TestCacheUsageOnce: scrapes do not each look at all records.
 func TestCacheUsageOnce(t *testing.T) {
 	d, _ := fakeDaemon(t, Options{NoCompletion: true})
-	m := newMetrics(prometheus.NewRegistry(), d)
+	m := d.measured
 	if u := m.cacheUsage(); !u.known || u.images != 0 {
 		t.Fatalf("an empty cache is %+v", u)
 	}
