@@ -124,3 +124,30 @@ func TestFetchWaitsForTheFile(t *testing.T) {
 		t.Error("a fetch outlived its blob")
 	}
 }
+
+// What a reader fetched while a background request waited for memory is not fetched
+// again by that.
+func TestNothingTwice(t *testing.T) {
+	x := makeBlob(t, 65, evenly(10, 4096))
+	s := &store{stored: x.stored}
+	m := newManager(t, quietOptions())
+	b := open(t, m, x.source(s))
+	defer closeBlob(t, b)
+	if err := m.memory.background.Acquire(t.Context(), m.memory.backgroundSize); err != nil {
+		t.Fatal(err)
+	}
+	fetched := make(chan error, 1)
+	go func() { fetched <- b.Fetch(t.Context(), []File{{First: 0, Last: 10}}) }()
+	for m.memory.background.TryAcquire(0) { // until it waits
+		time.Sleep(time.Millisecond)
+	}
+	fill(t, b, x, 5*4096, 4096) // from the reserve
+	m.memory.background.Release(m.memory.backgroundSize)
+	if err := <-fetched; err != nil {
+		t.Fatal(err)
+	}
+	check(t, b, x, 0, b.Size())
+	if n, most := b.Stats().Fetched, x.entry.DataEnd(); n > most {
+		t.Errorf("%d bytes of a blob of %d were fetched", n, most)
+	}
+}

@@ -209,6 +209,8 @@ func (b *Blob) dispatch(ctx context.Context, first, last int, k kind) (*flight, 
 	if err != nil {
 		return nil, last
 	}
+	b.digests.RLock()
+	defer b.digests.RUnlock()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	still := want[:0]
@@ -220,6 +222,11 @@ func (b *Blob) dispatch(ctx context.Context, first, last int, k kind) (*flight, 
 	if len(still) == 0 || b.closed {
 		g.release()
 		return nil, next
+	}
+	// What others took meanwhile may lie between: it is not fetched twice.
+	if n := b.group(still); n < len(still) {
+		still = still[:n]
+		next = still[n-1] + 1
 	}
 	return b.launch(still, k, g), next
 }
