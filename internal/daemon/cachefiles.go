@@ -72,6 +72,8 @@ func startCachefiles(d *Daemon) (_ transport, err error) {
 	if err != nil {
 		return nil, err
 	}
+	d.log.Info(fmt.Sprintf("Create fscache instance at %s with tag %s, %d working threads", // nydusd's words
+		t.device.Dir(), cmp.Or(d.o.FscacheTag, "<none>"), d.o.FillThreads))
 	t.server = cachefiles.NewServer(t.device, t, cachefiles.Options{
 		Logger: d.log, Deadline: d.o.FillTimeout, MaxInFlight: d.o.FillThreads, Handover: d.o.Handover,
 		Observer: d.measured.cachefiles,

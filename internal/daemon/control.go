@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -96,6 +97,7 @@ func (c *Control) Run(ctx, force context.Context, socket string) (err error) {
 	}
 	if err == nil {
 		c.log.Info("HTTP API server running at "+socket, "root", c.o.Root)
+		c.log.Info("http server started")
 		err = c.serveAPI(ctx, listeners)
 	} else {
 		for _, l := range listeners {
@@ -154,8 +156,11 @@ func (c *Control) changed(from, to nydus.State, event string) {
 	c.mu.Lock()
 	c.state = to
 	c.mu.Unlock()
-	c.log.Info(fmt.Sprintf("State machine(pid=%d): from %s to %s, input [%s], output [None]", os.Getpid(), from, to, event))
+	c.log.Info(fmt.Sprintf("State machine(pid=%d): from %s to %s, input [%s], output [None]", os.Getpid(), title(from), title(to), event))
 }
+
+// title is a state as nydusd's log has it.
+func title(s nydus.State) string { return string(s[:1]) + strings.ToLower(string(s[1:])) }
 
 // running returns the daemon. Before Start the error is NotReady.
 func (c *Control) running() (*Daemon, error) {

@@ -26,6 +26,7 @@ func (d *Daemon) Cull(ctx context.Context, id string) error {
 	if err := cachefiles.ValidateID(id); err != nil {
 		return api.BadRequest(err)
 	}
+	d.log.Info("try to cull blob " + id)
 	err := d.cull(ctx, id)
 	if err == nil || !errors.Is(err, cachefiles.ErrInUse) && !errors.Is(err, errStillOpen) {
 		return err

@@ -127,6 +127,7 @@ func (d *Daemon) open(ctx context.Context, img *image, src *source) (err error) 
 	d.background.Go(func() {
 		d.hint(img, m)
 		if src.prefetch.Mode == blobmgr.All {
+			d.log.Info("fscache: start to prefetch data for image " + img.key.id)
 			d.fetchTable(img, m)
 		}
 	})

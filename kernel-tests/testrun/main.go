@@ -23,7 +23,7 @@ import (
 )
 
 // racy are the packages whose tests are worth another run with the race detector.
-var racy = []string{"./backend/...", "./blobmgr/...", "./cachefiles/...", "./fanotify/...", "./convert/...", "./internal/api/...", "./internal/daemon/...", "./kernel-tests/link"}
+var racy = []string{"./backend/...", "./blobmgr/...", "./cachefiles/...", "./fanotify/...", "./convert/...", "./internal/api/...", "./internal/daemon/...", "./internal/logging/...", "./kernel-tests/link"}
 
 func main() {
 	fuzzTime := flag.Duration("fuzz", 10*time.Second, "`time` for every fuzz target; 0: none")
