@@ -2,13 +2,19 @@ package daemon
 
 import (
 	"encoding/json"
+	"errors"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
+
+	"github.com/erofsd/erofsd/backend"
+	"github.com/erofsd/erofsd/backend/localfs"
 	"github.com/erofsd/erofsd/internal/api"
+	"github.com/erofsd/erofsd/internal/chunk"
 	"github.com/erofsd/erofsd/internal/testenv"
 )
 
@@ -186,4 +192,63 @@ func TestPrefetchEnabled(t *testing.T) {
 		t.Errorf("%d events", n)
 	}
 	compareTree(t, fixtureList(t), m)
+}
+
+// A chunk table beside the bootstrap spares the request for it; a damaged one is ignored.
+func TestBindSideTable(t *testing.T) {
+	fixture := filepath.Join(testenv.Fixtures(t), "zstd")
+	f, err := os.Open(filepath.Join(fixture, "image.boot"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	m, _, err := openImage(t.Context(), f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries, err := blobEntries(m)
+	if err != nil || len(entries) != 1 {
+		t.Fatalf("%d blobs, %v", len(entries), err)
+	}
+	e := entries[0]
+	store, err := localfs.New(filepath.Join(fixture, "blobs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := store.Open(t.Context(), backend.Ref{Digest: digest.NewDigestFromEncoded(digest.SHA256, e.ID)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	table, err := chunk.ReadTable(t.Context(), b, e)
+	if err = errors.Join(err, b.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		table []byte
+		fails bool
+	}{
+		"right":   {table.Marshal(), false},
+		"damaged": {table.Marshal()[1:], true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			boot := filepath.Join(dir, "image.boot")
+			p, err := os.ReadFile(f.Name())
+			if err == nil {
+				err = errors.Join(os.WriteFile(boot, p, 0o600), os.WriteFile(filepath.Join(dir, e.ID+".blob.meta"), tc.table, 0o600))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			d := startDaemon(t, daemonOptions{})
+			r := api.BindRequest{ID: "one", Bootstrap: boot, Config: localConfig(t, "x", t.TempDir(), "")} // without blobs
+			if err := d.BindImage(t.Context(), r); err != nil {
+				t.Fatal(err)
+			}
+			_, err = d.Mount(t.Context(), api.MountRequest{Image: "one", Mountpoint: newMountpoint(t)})
+			if (err != nil) != tc.fails {
+				t.Errorf("mount: %v", err)
+			}
+		})
+	}
 }

@@ -3,8 +3,12 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
+	"path/filepath"
 	"time"
+
+	"github.com/erofsd/erofsd/internal/chunk"
 )
 
 // openAgain is how long an image that could not be opened is left alone.
@@ -33,7 +37,9 @@ func (d *Daemon) openBinding(ctx context.Context, b *binding) error {
 		b.stop = stop
 		d.mu.Unlock()
 		unlink := context.AfterFunc(b.ctx, stop)
-		img, err := d.acquire(attempt, src)
+		opening := *src
+		opening.tables = d.sideTables(b)
+		img, err := d.acquire(attempt, &opening)
 		if err == nil {
 			err = d.checkBound(b, img)
 		}
@@ -82,4 +88,50 @@ func (d *Daemon) finishOpen(ctx context.Context, b *binding, src *source, img *i
 		return true, nil
 	}
 	return false, err
+}
+
+// maxSideTable bounds a chunk table beside a bootstrap, in bytes.
+const maxSideTable = 64 << 20
+
+// sideTables returns the chunk tables of b that lie beside its bootstrap or in the
+// configured directory, where nydus-snapshotter puts them: each spares a request. Those that
+// are not right are as good as missing.
+func (d *Daemon) sideTables(b *binding) map[string][]byte {
+	d.mu.Lock()
+	dirs := []string{filepath.Dir(b.src.label), b.config.WorkDir}
+	d.mu.Unlock()
+	tables := map[string][]byte{}
+	for _, e := range b.blobs {
+		if d.blobs.Known(b.key.domain, e.ID) {
+			continue
+		}
+		for _, dir := range dirs {
+			if dir == "" {
+				continue
+			}
+			p, err := readBounded(filepath.Join(dir, e.ID+".blob.meta"), maxSideTable)
+			if err != nil {
+				continue
+			}
+			if _, err := chunk.ParseTable(p, e); err == nil {
+				tables[e.ID] = p
+				break
+			}
+		}
+	}
+	return tables
+}
+
+// readBounded reads a regular file of at most limit bytes.
+func readBounded(name string, limit int64) ([]byte, error) {
+	f, err := openRegular(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	p, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(p)) > limit {
+		err = fmt.Errorf("%s has more than %d bytes", name, limit)
+	}
+	return p, err
 }

@@ -121,6 +121,7 @@ func (d *Daemon) open(ctx context.Context, img *image, src *source) (err error) 
 	if err := d.writeRecord(img, src); err != nil {
 		return err
 	}
+	src.tables = nil // the cache has them by now
 	d.mu.Lock()
 	img.src = src
 	d.mu.Unlock()

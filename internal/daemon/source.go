@@ -69,12 +69,14 @@ func (d *Daemon) resolve(ctx context.Context, r mountRequest) (*source, error) {
 // resolveBound returns the source of a bound image.
 func (d *Daemon) resolveBound(k imageKey) (*source, error) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	b := d.bindings[k]
 	if b == nil || b.left {
+		d.mu.Unlock()
 		return nil, api.NotFound(fmt.Errorf("image %s is not bound", k))
 	}
 	src := *b.src
+	d.mu.Unlock()
+	src.tables = d.sideTables(b)
 	return &src, nil
 }
 
