@@ -175,7 +175,7 @@ func servePlain(socket string) error {
 
 // binds measures how long it takes to bind an image with as many bound as mountCount,
 // and with none. It is on the way of every start of a container, as a mount is, and may
-// take as long.
+// take as long. Tables that are searched from end to end would show in the median.
 func binds(ctx context.Context, b *bench) error {
 	made, _, err := b.smallImages(ctx)
 	if err != nil {
@@ -220,7 +220,7 @@ func binds(ctx context.Context, b *bench) error {
 			Reference: quantile(alone, 0.99), ReferenceIs: "none bound",
 		})
 		b.add(row{
-			Name: "  median", Value: median(among), Unit: "ms", Limit: 1.5, LimitOn: "ratio",
+			Name: "  median", Value: median(among), Unit: "ms", Limit: 2, LimitOn: "ratio",
 			Reference: median(alone), ReferenceIs: "none bound",
 		})
 		return nil
