@@ -264,6 +264,10 @@ func TestBreaker(t *testing.T) {
 			read(cancelled)
 		}
 		reads(10, "reads that callers left, which do not count")
+		for range 4 {
+			read(backend.WithPriority(t.Context(), backend.Prefetch))
+		}
+		reads(8, "reads that nobody waits for, which do not count either")
 		for range 3 {
 			if read(t.Context()) == nil {
 				t.Fatal("read of a broken store succeeded")

@@ -182,7 +182,9 @@ func (b *retryBlob) ReadAt(ctx context.Context, p []byte, off int64) error {
 		return err
 	}
 	err = b.store.do(ctx, policy, b.host, func(ctx context.Context) error { return b.Blob.ReadAt(ctx, p, off) })
-	if ctx.Err() == nil {
+	// What nobody waits for is given up early: its failures say too little of the server to
+	// refuse those who wait.
+	if ctx.Err() == nil && (err == nil || PriorityOf(ctx) == OnDemand) {
 		b.record(err)
 	}
 	return err

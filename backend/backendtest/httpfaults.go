@@ -119,13 +119,13 @@ func Reset(n int) Action {
 	}
 }
 
-// Stall sends the headers and the first n bytes and then nothing until the client
-// goes away. n < 0 holds back the headers too.
+// Stall sends the headers and the first n bytes, but never the last one, and then nothing
+// until the client goes away. n < 0 holds back the headers too.
 func Stall(n int) Action {
 	return func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if n >= 0 {
 			a := answer(r, next)
-			a.send(w, a.body.Bytes()[:min(n, a.body.Len())])
+			a.send(w, a.body.Bytes()[:max(0, min(n, a.body.Len()-1))])
 		}
 		<-r.Context().Done()
 		panic(http.ErrAbortHandler)

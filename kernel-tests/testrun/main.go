@@ -43,7 +43,8 @@ func main() {
 func run(ctx context.Context, packages string, rows []string, tests bool, fuzzTime time.Duration) (err error) {
 	ctx, stop := context.WithCancel(ctx)
 	s := newSummary(os.Stdout)
-	err = debian.Ensure(ctx, s.note, debian.MkfsErofs, debian.FsckErofs, debian.MkfsExt4, debian.Tar, debian.Zstd, debian.Cpio, debian.Mmdebstrap)
+	err = debian.Ensure(ctx, s.note, debian.MkfsErofs, debian.FsckErofs, debian.MkfsExt4, debian.Tar, debian.Zstd, debian.Cpio, debian.Mmdebstrap,
+		debian.DockerRegistry, debian.Squid, debian.Sgdisk)
 	if err != nil {
 		s.note(err.Error() + "; tests that need them are skipped")
 	}
