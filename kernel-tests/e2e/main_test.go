@@ -14,4 +14,6 @@ func TestE2E(t *testing.T) {
 	t.Run("registry", w.registries)
 	t.Run("store", w.stores)
 	t.Run("outage", w.outages)
+	t.Run("dragonfly", w.dragonflies)
+	t.Run("fault", w.faults)
 }

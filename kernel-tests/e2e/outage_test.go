@@ -14,7 +14,10 @@ func (w *world) outages(t *testing.T) {
 		"pull-through-mirror": w.mirrorOutage, "squid-plain": w.squidPlain, "squid-connect": w.squidConnect,
 		"registry": w.registryOutage, "registry-for-long": w.longOutage,
 	} {
-		t.Run(name, run)
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			run(t)
+		})
 	}
 }
 
@@ -104,7 +107,7 @@ func (w *world) longOutage(t *testing.T) {
 		m.mustFail(t, point, name)
 	}
 	m.mustRead(t, point, names[:5]...) // is there
-	m.again(t) // with what there is
+	m.again(t)                         // with what there is
 	m.w.start(t).refused(t, "registry", keys, "connection refused")
 	point = m.mount(t, "registry", keys)
 	m.mustRead(t, point, names[:5]...)

@@ -28,11 +28,15 @@ func at(host, scheme string, more ...object) object {
 // registries reads from docker-registry in all the ways that there are to log in and to
 // find it.
 func (w *world) registries(t *testing.T) {
+	t.Run("docker-config", w.dockerConfig) // changes the environment, so by itself
 	for name, run := range map[string]func(t *testing.T){
 		"plain": w.plain, "basic": w.basic, "bearer-token-expires": w.tokenExpires, "tls": w.tls,
-		"docker-config": w.dockerConfig, "several": w.several, "hosts-toml": w.hostsTOML, "reference": w.byReference,
+		"several": w.several, "hosts-toml": w.hostsTOML, "reference": w.byReference,
 	} {
-		t.Run(name, run)
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			run(t)
+		})
 	}
 }
 
@@ -69,7 +73,7 @@ func (w *world) tokenExpires(t *testing.T) {
 	m := w.start(t)
 	point := m.mount(t, "registry", at(reg.Addr, "http", object{"auth": services.Auth()}))
 	names := w.files("data/")
-	for i := range 3 {
+	for i := range 2 {
 		if i > 0 {
 			time.Sleep(lifetime + time.Second) // it counts whole seconds
 		}

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -44,6 +45,8 @@ type world struct {
 	content   string // of docker-registry, with the blob and the image
 	want      testenv.Tree
 	cache     []byte // the blob's cache file once it is complete
+
+	seeding sync.Mutex // held while content is made
 }
 
 // newWorld makes it, or skips t where erofsd does not run.
@@ -109,7 +112,7 @@ func makeTree(dir string) error {
 		}
 	}
 	for i := range 80 {
-		if err := write(fmt.Sprintf("data/%d/file-%02d", i%8, i), 256<<10+i); err != nil {
+		if err := write(fmt.Sprintf("data/%d/file-%02d", i%8, i), 256<<10-1000-13*i); err != nil {
 			return err
 		}
 	}
@@ -133,6 +136,8 @@ func (w *world) files(below string) []string {
 // seeded is a docker-registry over the content that all share, made with the first.
 func (w *world) seeded(t *testing.T, o services.RegistryOptions) *services.Process {
 	t.Helper()
+	w.seeding.Lock()
+	defer w.seeding.Unlock()
 	if _, err := os.Stat(w.content); err != nil {
 		w.seed(t)
 	}
