@@ -38,6 +38,7 @@ func (d *Daemon) openBinding(ctx context.Context, b *binding) error {
 		d.mu.Unlock()
 		unlink := context.AfterFunc(b.ctx, stop)
 		opening := *src
+		opening.bound = true
 		opening.tables = d.sideTables(b)
 		img, err := d.acquire(attempt, &opening)
 		if err == nil {

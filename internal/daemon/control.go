@@ -96,8 +96,10 @@ func (c *Control) Run(ctx, force context.Context, socket string) (err error) {
 		err = c.begin(ctx)
 	}
 	if err == nil {
-		c.log.Info("HTTP API server running at "+socket, "root", c.o.Root)
-		c.log.Info("http server started")
+		if socket != "" {
+			c.log.Info("HTTP API server running at "+socket, "root", c.o.Root)
+			c.log.Info("http server started")
+		}
 		err = c.serveAPI(ctx, listeners)
 	} else {
 		for _, l := range listeners {

@@ -269,5 +269,11 @@ func (d *Daemon) closeImage(img *image) error {
 	for _, v := range img.devices {
 		errs = append(errs, d.drop(v))
 	}
+	d.mu.Lock()
+	src := img.src
+	d.mu.Unlock()
+	if src != nil && !src.bound {
+		src.origin.close()
+	}
 	return errors.Join(errs...)
 }

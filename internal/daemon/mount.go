@@ -146,6 +146,7 @@ func (d *Daemon) mount(ctx context.Context, m *mount, r mountRequest) (*image, e
 	}
 	img, err := d.acquire(ctx, src)
 	if errors.Is(err, errRemoved) {
+		d.keepOrigin(img, src, err)
 		if src, err = d.resolve(ctx, r); err == nil {
 			img, err = d.acquire(ctx, src)
 		}
@@ -155,6 +156,7 @@ func (d *Daemon) mount(ctx context.Context, m *mount, r mountRequest) (*image, e
 			d.release(img)
 		}
 	}
+	d.keepOrigin(img, src, err)
 	if err != nil {
 		return nil, errors.Join(err, d.forgetUnknown(src))
 	}
@@ -163,6 +165,22 @@ func (d *Daemon) mount(ctx context.Context, m *mount, r mountRequest) (*image, e
 		return nil, err
 	}
 	return img, nil
+}
+
+// keepOrigin leaves src's origin to img, which closes it, if that was opened with it.
+func (d *Daemon) keepOrigin(img *image, src *source, err error) {
+	if src == nil || src.bound {
+		return
+	}
+	if err == nil {
+		d.mu.Lock()
+		used := img.src == src
+		d.mu.Unlock()
+		if used {
+			return
+		}
+	}
+	src.origin.close()
 }
 
 // forgetUnknown removes the bootstrap of an image that could not be opened, unless

@@ -113,10 +113,10 @@ func (d *Daemon) reconfigure(ctx context.Context, id string, values map[string]s
 			bound = append(bound, b)
 		}
 	}
-	var mounted []*image
+	mounted := map[*image]config.Image{} // with what they get
 	for k, img := range d.images {
 		if img.src != nil && img.src.config != nil && d.bindings[k] == nil && calls(id, k, img.src.config.ID) {
-			mounted = append(mounted, img)
+			mounted[img] = withValues(*img.src.config, values)
 		}
 	}
 	d.mu.Unlock()
@@ -127,8 +127,8 @@ func (d *Daemon) reconfigure(ctx context.Context, id string, values map[string]s
 		d.mu.Unlock()
 		errs = append(errs, d.resource(ctx, b, c))
 	}
-	for _, img := range mounted {
-		errs = append(errs, d.remount(ctx, img, withValues(*img.src.config, values)))
+	for img, c := range mounted {
+		errs = append(errs, d.remount(ctx, img, c))
 	}
 	return errors.Join(errs...)
 }

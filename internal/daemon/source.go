@@ -30,6 +30,7 @@ type source struct {
 	boot   string            // path of the private copy
 	label  string            // what the user named
 	origin                   // of the blobs
+	bound  bool              // the origin is a binding's, and closed with that
 	tables map[string][]byte // chunk tables that came with the bootstrap, by blob id
 	record record            // what is kept of it
 	config *config.Image     // as the user gave it; nil: by MountRequest alone. It may hold credentials
@@ -76,6 +77,7 @@ func (d *Daemon) resolveBound(k imageKey) (*source, error) {
 	}
 	src := *b.src
 	d.mu.Unlock()
+	src.bound = true
 	src.tables = d.sideTables(b)
 	return &src, nil
 }
