@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"io"
 	"maps"
 	"net"
@@ -9,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/erofsd/erofsd/kernel-tests/services"
 )
 
 // A dfdaemon stands in for Dragonfly's: a forward proxy for http that is told by header
@@ -17,6 +20,7 @@ import (
 type dfdaemon struct {
 	addr      string
 	transport http.Transport
+	scheme    string // that it asks with; "": as it is asked
 
 	server *http.Server // of the test's goroutine
 	done   chan struct{}
@@ -28,7 +32,7 @@ type dfdaemon struct {
 
 func newDfdaemon(t *testing.T) *dfdaemon {
 	t.Helper()
-	d := &dfdaemon{addr: "127.0.0.1:0", requests: map[string]int{}}
+	d := &dfdaemon{addr: services.FreeAddr(t), requests: map[string]int{}}
 	d.start(t)
 	t.Cleanup(func() {
 		d.kill()
@@ -39,11 +43,14 @@ func newDfdaemon(t *testing.T) *dfdaemon {
 
 func (d *dfdaemon) start(t *testing.T) {
 	t.Helper()
-	l, err := net.Listen("tcp", d.addr)
-	if err != nil {
-		t.Fatal(err)
+	var l net.Listener
+	var err error
+	// What another test starts has the old listener until it is another program.
+	for end := time.Now().Add(bound); l == nil; time.Sleep(time.Millisecond) {
+		if l, err = net.Listen("tcp", d.addr); err != nil && time.Now().After(end) {
+			t.Fatal(err)
+		}
 	}
-	d.addr = l.Addr().String()
 	d.server, d.done = &http.Server{Handler: d}, make(chan struct{})
 	go func(s *http.Server, done chan struct{}) {
 		defer close(done)
@@ -99,6 +106,7 @@ func (d *dfdaemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	out := r.Clone(r.Context())
 	out.RequestURI = ""
+	out.URL.Scheme = cmp.Or(d.scheme, out.URL.Scheme)
 	resp, err := d.transport.RoundTrip(out)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadGateway)

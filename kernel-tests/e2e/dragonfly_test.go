@@ -1,9 +1,12 @@
 package e2e
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -32,6 +35,7 @@ func (w *world) dragonflies(t *testing.T) {
 			w.dragonfly(t, origin, mode)
 		})
 	}
+	t.Run("UseHTTP", w.useHTTP)
 	t.Run("ErrorInjection", func(t *testing.T) { w.injection(t, origin) })
 }
 
@@ -145,6 +149,29 @@ func (w *world) proxyDies(t *testing.T, d *dfdaemon, m *machine, point string, c
 			t.Error("the proxy is not asked any more")
 		}
 	})
+}
+
+// useHTTP has a registry that speaks TLS, and a proxy that is asked without, to see the paths.
+func (w *world) useHTTP(t *testing.T) {
+	ca := services.NewCA(t)
+	origin := w.seeded(t, services.RegistryOptions{TLS: ca})
+	pem, err := os.ReadFile(ca.File)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, m := newDfdaemon(t), w.start(t)
+	d.scheme, d.transport.TLSClientConfig = "https", &tls.Config{RootCAs: x509.NewCertPool()}
+	d.transport.TLSClientConfig.RootCAs.AppendCertsFromPEM(pem)
+	point := m.mount(t, "registry", at(origin.Addr, "https", object{
+		"ca_cert_files": []string{ca.File}, "proxy": object{"url": "http://" + d.addr, "use_http": true, "fallback": true},
+	}))
+	m.whole(t, point)
+	if d.served() == 0 {
+		t.Error("the proxy saw no path of a blob")
+	}
+	if log := m.log(t); strings.Contains(log, "fallback") {
+		t.Error("the proxy was not good enough")
+	}
 }
 
 // injection makes the proxy fail in one way, with a cold cache, and then no more.

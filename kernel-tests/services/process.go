@@ -2,6 +2,8 @@ package services
 
 import (
 	"context"
+	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -89,15 +91,24 @@ func (p *Process) end(s syscall.Signal) {
 // Log is what it has printed, in all its lives.
 func (p *Process) Log() string { return p.output.String() }
 
-// freeAddr is a loopback address where nobody listens.
-func freeAddr(t testing.TB) string {
+// FreeAddr is a loopback address where nobody listens, with a port that connections do not
+// get by themselves: a server that is away for a while finds it free again.
+func FreeAddr(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	const first, last = 20000, 32767 // Linux gives connections those from 32768 on
+	// What is started at this moment would have the listener for a moment more.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	var err error
+	for range 100 {
+		var l net.Listener
+		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", first+rand.IntN(last-first+1))); err == nil {
+			defer l.Close()
+			return l.Addr().String()
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatalf("no free port: %v", err)
+	return ""
 }
 
 // connects is ready when addr takes connections.

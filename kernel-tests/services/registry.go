@@ -41,7 +41,7 @@ func Registry(t testing.TB, o RegistryOptions) *Process {
 	t.Helper()
 	program := need(t, debian.DockerRegistry)
 	dir := scratch(t)
-	addr := freeAddr(t)
+	addr := FreeAddr(t)
 	server := object{"addr": addr}
 	config := object{
 		"version": "0.1", "log": object{"level": "warn", "accesslog": object{"disabled": true}}, "http": server,

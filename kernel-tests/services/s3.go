@@ -18,7 +18,7 @@ const (
 func S3(t testing.TB, dir, prefix string) *Process {
 	t.Helper()
 	program := versitygw(t)
-	root, addr := scratch(t), freeAddr(t)
+	root, addr := scratch(t), FreeAddr(t)
 	at := filepath.Join(root, Bucket, filepath.FromSlash(prefix))
 	if err := os.MkdirAll(at, 0o755); err != nil {
 		t.Fatal(err)

@@ -23,8 +23,8 @@ type Proxy struct {
 func Squid(t testing.TB) *Proxy {
 	t.Helper()
 	program := need(t, debian.Squid)
-	dir, addr := scratch(t), freeAddr(t)
-	if u, err := user.Lookup("proxy"); err == nil { // who it becomes
+	dir, addr := scratch(t), FreeAddr(t)
+	if u, err := user.Lookup("proxy"); err == nil && os.Geteuid() == 0 { // who it becomes
 		uid, _ := strconv.Atoi(u.Uid)
 		gid, _ := strconv.Atoi(u.Gid)
 		if err := os.Chown(dir, uid, gid); err != nil {
