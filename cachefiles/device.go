@@ -99,7 +99,7 @@ func openError(path string, err error) error {
 			Missing: "CONFIG_CACHEFILES_ONDEMAND, its module cachefiles loaded, and the device's node in this container",
 		}
 	case errors.Is(err, unix.EBUSY):
-		return fmt.Errorf("open %s: another daemon has it (erofsd, nydusd or cachefilesd; a process that died inside its own mount counts): stop that one: %w", path, err)
+		return fmt.Errorf("open %s: another daemon has it%s (erofsd, nydusd or cachefilesd; a process that died inside its own mount counts): stop that one: %w", path, holders("/proc", path), err)
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		return fmt.Errorf("open %s: need CAP_SYS_ADMIN in the initial user namespace (run as root, outside of a user namespace, and allow the device in the container's cgroup): %w", path, err)
 	default:

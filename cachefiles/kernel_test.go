@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
+	"strconv"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -192,7 +193,7 @@ func TestKernelSetup(t *testing.T) {
 	if err := d.Bind(BindOptions{Dir: dir}); err == nil {
 		t.Error("bound twice")
 	}
-	if _, err := Open(""); !errors.Is(err, unix.EBUSY) || !strings.Contains(err.Error(), "nydusd") {
+	if _, err := Open(""); !errors.Is(err, unix.EBUSY) || !strings.Contains(err.Error(), "process "+strconv.Itoa(os.Getpid())) {
 		t.Errorf("open twice: %v", err)
 	}
 	if err := Supported("", dir); !errors.Is(err, unix.EBUSY) || errors.Is(err, kernel.ErrNotSupported) {

@@ -23,7 +23,7 @@ func (c *Control) Info() nydus.DaemonInfo {
 	d := c.daemon
 	info.State = c.state
 	c.mu.Unlock()
-	if d != nil && c.o.Transport != Cachefiles {
+	if d != nil {
 		info.Backends = d.backends()
 	}
 	return info
