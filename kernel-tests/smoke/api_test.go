@@ -244,7 +244,8 @@ func (p *process) settled(before use) (u use) {
 	const room = 8 << 20
 	ok := func() bool {
 		u = p.use()
-		return before == (use{}) || u.goroutines <= before.goroutines && u.files <= before.files && u.rss <= before.rss+room
+		return before == (use{}) || u.goroutines <= before.goroutines && u.files <= before.files &&
+			u.heap <= before.heap+room/4 && (raced || u.rss <= before.rss+room)
 	}
 	defer func() {
 		if p.t.Failed() {

@@ -115,12 +115,18 @@ func (m *machine) start(t *testing.T, j job) *process {
 		_, _, err := p.do("GET", "/api/v1/daemon", nil)
 		return err == nil
 	})
-	var err error
-	if p.alive, err = net.Dial("unix", j.Socket); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { p.alive.Close() })
+	p.connect()
 	return p
+}
+
+// connect opens the connection that is there as long as the daemon is.
+func (p *process) connect() {
+	p.t.Helper()
+	var err error
+	if p.alive, err = net.Dial("unix", p.socket); err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() { p.alive.Close() })
 }
 
 // launch starts a daemon.
@@ -130,16 +136,22 @@ func (m *machine) launch(t *testing.T, j job) *process {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return m.begin(t, j.Socket, []string{daemonName, string(text)})
+}
+
+// begin starts this program as args say.
+func (m *machine) begin(t *testing.T, socket string, args []string) *process {
+	t.Helper()
 	in, out, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { in.Close() })
 	p := &process{
-		client: newClient(t, j.Socket), t: t, row: m.row, ended: make(chan struct{}), figures: json.NewDecoder(in),
+		client: newClient(t, socket), t: t, row: m.row, ended: make(chan struct{}), figures: json.NewDecoder(in),
 		cmd: exec.Command("/proc/self/exe"),
 	}
-	p.cmd.Args = []string{daemonName, string(text)}
+	p.cmd.Args = args
 	p.cmd.Stderr = &p.output
 	p.cmd.ExtraFiles = []*os.File{out}
 	p.cmd.WaitDelay = 100 * time.Millisecond // the guard may outlive it and holds the pipe
@@ -236,16 +248,20 @@ func (p *process) checkHungUp() {
 // use is what the daemon takes.
 type use struct {
 	goroutines, files int
-	rss               int64 // bytes
+	heap, rss         int64 // bytes
 }
 
 func (u use) String() string {
-	return fmt.Sprintf("%d goroutines, %d descriptors, RSS %.1f MiB", u.goroutines, u.files, float64(u.rss)/(1<<20))
+	return fmt.Sprintf("%d goroutines, %d descriptors, heap %.1f MiB, RSS %.1f MiB",
+		u.goroutines, u.files, float64(u.heap)/(1<<20), float64(u.rss)/(1<<20))
 }
 
-// use asks the daemon, after it gave back what it could.
+// use asks the daemon, after it gave back what it could. Connections that are idle count
+// for nobody.
 func (p *process) use() (u use) {
 	p.t.Helper()
+	p.http.CloseIdleConnections()
+	p.own.Close()
 	if err := p.cmd.Process.Signal(syscall.SIGUSR1); err != nil {
 		p.t.Fatal(err)
 	}
@@ -266,7 +282,7 @@ func (p *process) use() (u use) {
 	if _, err := fmt.Sscan(string(text), &size, &resident); err != nil {
 		p.t.Fatal(err)
 	}
-	return use{f.Goroutines, len(files), resident * int64(os.Getpagesize())}
+	return use{f.Goroutines, len(files), f.Heap, resident * int64(os.Getpagesize())}
 }
 
 // await polls until ok.

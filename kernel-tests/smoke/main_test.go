@@ -29,7 +29,7 @@ const (
 func TestMain(m *testing.M) {
 	switch {
 	case daemon.IsHelper(os.Args):
-		os.Exit(daemon.Helper(os.Args, os.Stdout))
+		syscall.Exit(daemon.Helper(os.Args, os.Stdout)) // os.Exit takes a second with the race detector
 	case daemon.IsGuard(os.Args):
 		os.Exit(daemon.Guard(os.Args))
 	case os.Args[0] == daemonName:
@@ -51,7 +51,7 @@ type job struct {
 // figures are what a daemon says of itself when it gets SIGUSR1.
 type figures struct {
 	Goroutines int
-	Heap       uint64 // bytes in use
+	Heap       int64 // bytes in use
 }
 
 // figuresFD is where it says it.
@@ -108,7 +108,7 @@ func tell(log *slog.Logger) {
 			debug.FreeOSMemory()
 			var m runtime.MemStats
 			runtime.ReadMemStats(&m)
-			err := json.NewEncoder(out).Encode(figures{runtime.NumGoroutine(), m.HeapInuse})
+			err := json.NewEncoder(out).Encode(figures{runtime.NumGoroutine(), int64(m.HeapInuse)})
 			if err != nil {
 				log.Error("tell figures", "err", err)
 			}
@@ -116,9 +116,12 @@ func tell(log *slog.Logger) {
 	}()
 }
 
-// execWeak becomes the program args[0] without CAP_SYS_RESOURCE.
+// execWeak becomes the program args[0] without CAP_SYS_RESOURCE, and with few descriptors.
 func execWeak(args []string) error {
 	runtime.LockOSThread()
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: weakLimit / 2, Max: weakLimit}); err != nil {
+		return err
+	}
 	if err := unix.Prctl(unix.PR_CAPBSET_DROP, unix.CAP_SYS_RESOURCE, 0, 0, 0); err != nil {
 		return err
 	}

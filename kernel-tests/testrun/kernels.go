@@ -24,6 +24,7 @@ var guestTests = []struct{ folder, run string }{
 	{"./cmd/erofsd", "^TestSingletonRefused$"},
 	{"./internal/daemon", "^(TestHandover|TestRemove|TestCacheLimit)$"},
 	{"./kernel-tests/scenario", "^(TestScenarios|TestBesideNydusd)$/^(cachefiles|erofsd|nydusd)$"},
+	{"./kernel-tests/smoke", "^(TestSmoke|TestConformance)$/^cachefiles$"},
 }
 
 // bootTests are those of kernel-tests/vm that boot guests themselves, which they can
