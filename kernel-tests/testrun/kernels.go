@@ -22,7 +22,7 @@ var guestTests = []struct{ folder, run string }{
 	{"./internal/kernel", "."},
 	{"./cachefiles", "^TestKernel"},
 	{"./cmd/erofsd", "^TestSingletonRefused$"},
-	{"./internal/daemon", "^(TestHandover|TestRemove|TestCacheLimit)$"},
+	{"./internal/daemon", "^(TestHandover|TestRemove|TestCacheLimit|TestBind|TestBindAnother|TestPrefetch)$"},
 	{"./kernel-tests/scenario", "^(TestScenarios|TestBesideNydusd)$/^(cachefiles|erofsd|nydusd)$"},
 	{"./kernel-tests/smoke", "^(TestSmoke|TestConformance)$/^cachefiles$"},
 }
