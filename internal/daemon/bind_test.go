@@ -80,6 +80,42 @@ func TestBind(t *testing.T) {
 	}
 }
 
+// What is pinned stays so over mounts and bindings, until it is not wanted any more.
+func TestPin(t *testing.T) {
+	d := startDaemon(t, daemonOptions{})
+	r := d.bind(t, "one", "zstd", "")
+	kept := func() bool {
+		st, err := d.Status(t.Context())
+		if err != nil || len(st.Kept) != 1 {
+			t.Fatalf("%+v, %v", st.Kept, err)
+		}
+		return st.Kept[0].Pinned
+	}
+	pin := api.PinRequest{Image: "one", DomainID: "team", Pinned: true}
+	if err := d.Pin(t.Context(), pin); err != nil || !kept() {
+		t.Fatalf("pinned %v, %v", kept(), err)
+	}
+	m := d.mount(t, api.MountRequest{Image: "one", DomainID: "team"})
+	d.umount(t, m)
+	if err := d.UnbindImage(t.Context(), api.ImageRequest{Image: "one", DomainID: "team"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.BindImage(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	if !kept() {
+		t.Error("a mount or a binding took the pin away")
+	}
+	pin.Pinned = false
+	if err := d.Pin(t.Context(), pin); err != nil || kept() {
+		t.Errorf("not pinned any more: %v, %v", !kept(), err)
+	}
+	pin.Image = "nobody"
+	if err := d.Pin(t.Context(), pin); status(err) != http.StatusNotFound {
+		t.Errorf("an unknown image: %v", err)
+	}
+}
+
 // A name may go to another bootstrap once nobody has the first: nothing of that is left.
 func TestBindAnother(t *testing.T) {
 	d := startDaemon(t, daemonOptions{})

@@ -173,6 +173,7 @@ func (d *Daemon) register(ctx context.Context, b *binding, tmp string) error {
 			return errOtherBootstrap
 		}
 	}
+	b.src.record.Pinned = b.src.record.Pinned || d.pinned(b.key, b.digest)
 	if img == nil || img.err != nil {
 		if err := d.install(ctx, b, tmp); err != nil {
 			return err

@@ -58,9 +58,8 @@ type Control struct {
 var _ nydus.Service = (*Control)(nil)
 
 // NewControl prepares a daemon for o. socket is where its API will be, "" if it has none:
-// a dead one there,
-// with the device held by a supervisor, is the sign of a daemon that crashed, and the new
-// one then waits to take over from it.
+// a dead one there, with the device held by a supervisor, is the sign of a daemon that
+// crashed, and the new one then waits to take over from it.
 func NewControl(o Options, socket string) (*Control, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

@@ -83,6 +83,7 @@ func (d *Daemon) file(k imageKey, suffix string) string {
 // writeRecord keeps what src is and that img was used now.
 func (d *Daemon) writeRecord(img *image, src *source) error {
 	r := src.record
+	r.Pinned = r.Pinned || d.pinned(img.key, img.digest)
 	if src.config != nil {
 		var err error
 		if r.Entry, err = recordEntry(img.key, src.boot, *src.config); err != nil {
@@ -94,6 +95,13 @@ func (d *Daemon) writeRecord(img *image, src *source) error {
 		r.Blobs = append(r.Blobs, v.blob.ID())
 	}
 	return d.writeRecordFile(img.key, r)
+}
+
+// pinned reports whether the image k with this bootstrap was pinned before: it stays so
+// until somebody says otherwise ([Daemon.Pin]).
+func (d *Daemon) pinned(k imageKey, digest string) bool {
+	r, err := d.readRecord(k)
+	return err == nil && r.Pinned && r.digest(k) == digest
 }
 
 // writeRecordFile makes r the record of k.
