@@ -3,15 +3,14 @@ package httpproxy
 import (
 	"context"
 	"errors"
-	"fmt"
+	"io"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/erofsd/erofsd/backend"
+	"github.com/erofsd/erofsd/backend/object"
 )
 
 // Options are the choices of a [Store].
@@ -31,17 +30,15 @@ type Options struct {
 // A Store is a [backend.Store] over one server. It keeps connections between calls and is
 // safe for concurrent use.
 type Store struct {
-	base   *url.URL
-	client *http.Client
-	stall  time.Duration
+	objects object.Store
+	base    *url.URL
+	client  *http.Client
 }
 
 // New returns a store. It makes no request.
 func New(o Options) (*Store, error) {
-	s := &Store{stall: o.Stall}
-	if s.stall <= 0 {
-		s.stall = 30 * time.Second
-	}
+	s := &Store{}
+	s.objects = object.Store{Get: s.get, Stall: o.Stall, Untagged: true}
 	var err error
 	if strings.HasPrefix(o.Addr, "/") {
 		o.HTTP.Socket = o.Addr
@@ -76,73 +73,21 @@ func (s *Store) Ping(ctx context.Context) error {
 // of another size shows at the first read. Without, it asks for the first byte to learn
 // the size.
 func (s *Store) Open(ctx context.Context, ref backend.Ref) (backend.Blob, error) {
-	b, err := s.open(ctx, ref)
-	if err != nil {
-		return nil, fmt.Errorf("open blob %s: %w", ref.Digest, err)
-	}
-	return b, nil
+	return s.objects.Open(ctx, ref)
 }
 
-func (s *Store) open(ctx context.Context, ref backend.Ref) (*blob, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
+// get asks for the blob that is called name.
+func (s *Store) get(ctx context.Context, name string, header http.Header) (*http.Response, error) {
+	u := s.base.JoinPath(name)
+	resp, err := s.client.Do((&http.Request{Method: http.MethodGet, URL: u, Host: u.Host, Header: header}).WithContext(ctx))
+	if err != nil || resp.StatusCode/100 == 2 {
+		return resp, err
 	}
-	if err := ref.Digest.Validate(); err != nil {
-		return nil, err
-	}
-	if ref.Size < 0 {
-		return nil, fmt.Errorf("size %d is negative", ref.Size)
-	}
-	b := &blob{store: s, ref: ref, url: s.base.JoinPath(ref.Digest.Encoded()), size: ref.Size}
-	var err error
-	if ref.Size == 0 {
-		b.size, _, err = b.request(0, nil).Learn(ctx)
-	}
-	return b, err
+	defer resp.Body.Close()
+	// A short body that is read to its end leaves the connection usable.
+	_, _ = io.CopyN(io.Discard, resp.Body, maxRefusal)
+	return nil, backend.NewStatusError(resp)
 }
 
-type blob struct {
-	store  *Store
-	ref    backend.Ref
-	url    *url.URL
-	size   int64
-	closed atomic.Bool
-}
-
-func (b *blob) Size() int64 { return b.size }
-
-func (b *blob) Close() error {
-	b.closed.Store(true)
-	return nil
-}
-
-func (b *blob) ReadAt(ctx context.Context, p []byte, off int64) error {
-	err := b.read(ctx, p, off)
-	if err != nil {
-		return fmt.Errorf("read %d bytes at %d of blob %s: %w", len(p), off, b.ref.Digest, err)
-	}
-	return nil
-}
-
-func (b *blob) read(ctx context.Context, p []byte, off int64) error {
-	if b.closed.Load() {
-		return os.ErrClosed
-	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if err := backend.CheckRange(off, int64(len(p)), b.size); err != nil || len(p) == 0 {
-		return err
-	}
-	_, _, err := b.request(off, p).Do(ctx)
-	return err
-}
-
-func (b *blob) request(off int64, p []byte) backend.RangeRequest {
-	return backend.RangeRequest{
-		Ref: b.ref, Size: b.size, Off: off, P: p, Wait: b.store.stall,
-		Send: func(ctx context.Context, header http.Header) (*http.Response, error) {
-			return b.store.client.Do((&http.Request{Method: http.MethodGet, URL: b.url, Host: b.url.Host, Header: header}).WithContext(ctx))
-		},
-	}
-}
+// maxRefusal is how much of a refusal's body is read.
+const maxRefusal = 4 << 10

@@ -2,6 +2,7 @@ package httpproxy_test
 
 import (
 	"bytes"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -92,4 +93,33 @@ func TestFaults(t *testing.T) {
 		t.Cleanup(server.Close)
 		return backendtest.Faulty{Store: newStore(t, httpproxy.Options{Addr: server.URL, Stall: stall}), Refs: refs, Faults: faults}
 	})
+}
+
+// Servers behind one address may have ETags of their own: the digests of chunks tell whether
+// the bytes are right.
+func TestChangingETags(t *testing.T) {
+	data := backendtest.Bytes(10_000, 3)
+	n := 0
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n++
+		w.Header().Set("Etag", fmt.Sprintf("%q", fmt.Sprint(n)))
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(data))
+	}))
+	defer srv.Close()
+	s, err := httpproxy.New(httpproxy.Options{Addr: srv.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	b, err := s.Open(t.Context(), backend.Ref{Digest: digest.FromBytes(data), Size: int64(len(data))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	for off := int64(0); off < 3000; off += 1000 {
+		p := make([]byte, 1000)
+		if err := b.ReadAt(t.Context(), p, off); err != nil || !bytes.Equal(p, data[off:off+1000]) {
+			t.Errorf("at %d: %v", off, err)
+		}
+	}
 }

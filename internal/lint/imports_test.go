@@ -32,7 +32,7 @@ var ours = map[string][]string{
 	"fanotify":         {"internal/kernel"},
 	"erofs":            {"internal/kernel"},
 
-	"backend/httpproxy": {"backend"},
+	"backend/httpproxy": {"backend", "backend/object"},
 	"backend/localfs":   {"backend"},
 	"backend/registry":  {"backend"},
 	"backend/localdisk": {"backend"},
