@@ -242,6 +242,9 @@ func (d *Daemon) close(orderly bool) error {
 		default: // a request that was cut off still opens it
 		}
 	}
+	for _, b := range d.bindings {
+		errs = append(errs, b.close())
+	}
 	d.mu.Unlock()
 	return errors.Join(append(errs, d.blobs.Close(), d.stores.close(), d.kernel.close(orderly), d.lock.Close())...)
 }
