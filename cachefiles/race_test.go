@@ -157,13 +157,11 @@ func TestKilledReader(t *testing.T) {
 		t.Error(err)
 	}
 	close(hold)
+	until(t, "the answer is refused", func() bool { return s.Stats().Lost == 1 })
 	check(t, o, b, 0, len(b.data))
 	o.Close()
 	if err := s.stop(); err != nil {
 		t.Error(err)
-	}
-	if got := s.Stats(); got.Lost != 1 {
-		t.Errorf("%+v", got)
 	}
 }
 

@@ -118,7 +118,6 @@ func TestSingletonRefused(t *testing.T) {
 		}
 		refused(t, &syscall.Credential{Uid: 65534, Gid: 65534}, base, cache, "root")
 	})
-	t.Run("tag", func(t *testing.T) { refused(t, nil, base, cache, "tag", "--fscache-tag", "a/b") })
 	t.Run("full", func(t *testing.T) {
 		small := os.Getenv("EROFSD_TEST_SMALL_DIR")
 		if small == "" {
