@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/erofsd/erofsd/internal/failpoint"
 )
 
 const (
@@ -182,6 +184,7 @@ func (s *server) take(ctx context.Context, room int) error {
 		}
 		return nil
 	}
+	failpoint.Hit("fanotify.read")
 	start := time.Now()
 	for p := s.buf[:n]; len(p) > 0; {
 		e, rest, err := parseEvent(p)
@@ -309,7 +312,10 @@ func (s *server) fill(ctx context.Context, e event, w watched, start time.Time) 
 	}
 	stop := context.AfterFunc(ctx, func() { finish(context.Cause(ctx)) })
 	defer stop()
-	finish(callFill(ctx, w.object, e.off, e.n, s.o.Logger))
+	failpoint.Hit("fanotify.fill")
+	err := callFill(ctx, w.object, e.off, e.n, s.o.Logger)
+	failpoint.Hit("fanotify.filled")
+	finish(err)
 }
 
 func callReady(o Object, off, n int64) (ready bool, err error) {
@@ -338,6 +344,7 @@ func (s *server) answer(e event, answer uint32) {
 		s.count.lost.Add(1)
 		s.logDenial("answer a fanotify event", e, "", 0, err)
 	}
+	failpoint.Hit("fanotify.answered")
 	_ = unix.Close(int(e.fd)) // read-only: nothing to lose
 }
 

@@ -1,0 +1,100 @@
+//go:build failpoint
+
+package failpoint
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+const env = "EROFSD_FAILPOINT"
+
+// A point is what shall happen at one place.
+type point struct {
+	action string
+	at     int64 // the hit at which it does
+	hits   atomic.Int64
+}
+
+var points = sync.OnceValue(func() map[string]*point {
+	list, err := parse(os.Getenv(env))
+	if err != nil {
+		panic(fmt.Sprintf("read %s: %v", env, err))
+	}
+	return list
+})
+
+// Hit marks a place where a test may kill the process. It is safe for concurrent
+// use.
+func Hit(name string) {
+	p := points()[name]
+	if p == nil || p.hits.Add(1) != p.at {
+		return
+	}
+	switch p.action {
+	case "kill":
+		raise(syscall.SIGKILL)
+		stay()
+	case "segv":
+		raise(syscall.SIGSEGV)
+		stay()
+	case "exit":
+		os.Exit(1)
+	case "panic":
+		panic("failpoint " + name)
+	case "sleep":
+		stay()
+	case "stop":
+		raise(syscall.SIGSTOP)
+	}
+}
+
+func raise(s syscall.Signal) {
+	if err := syscall.Kill(os.Getpid(), s); err != nil {
+		panic(fmt.Sprintf("send %v to itself: %v", s, err))
+	}
+}
+
+// stay never returns: a signal may come a little after it was sent.
+func stay() {
+	for {
+		time.Sleep(time.Hour)
+	}
+}
+
+func parse(s string) (map[string]*point, error) {
+	list := make(map[string]*point)
+	for item := range strings.SplitSeq(s, ",") {
+		if item == "" {
+			continue
+		}
+		name, what, _ := strings.Cut(item, "=")
+		action, at, counted := strings.Cut(what, "@")
+		p := &point{action: action, at: 1}
+		if !slices.Contains(Names, name) {
+			return nil, fmt.Errorf("%q: no place of this name: want one of %q", item, Names)
+		}
+		if list[name] != nil {
+			return nil, fmt.Errorf("%q: %s is there twice", item, name)
+		}
+		if !slices.Contains([]string{"kill", "segv", "exit", "panic", "sleep", "stop"}, action) {
+			return nil, fmt.Errorf("%q: no such action", item)
+		}
+		if counted {
+			n, err := strconv.ParseInt(at, 10, 64)
+			if err != nil || n < 1 {
+				return nil, fmt.Errorf("%q: want the number of a hit after @, from 1", item)
+			}
+			p.at = n
+		}
+		list[name] = p
+	}
+	return list, nil
+}
