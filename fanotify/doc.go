@@ -33,12 +33,33 @@
 // same holds for a mark that is removed from an incomplete file. Whoever serves a
 // mount keeps a duplicate of [Group.File] in a second process.
 //
+// # Taking over
+//
+// While that process lives, the death of the one that serves only makes readers
+// wait: for what is in the queue, and for what was taken from it, which the kernel
+// knows by the descriptor numbers of the dead. [Options].Journal, kept there too,
+// says at any moment what that is. The next process
+//
+//  1. calls [Reserve] before it opens anything, so that no new event gets a number
+//     of an old one;
+//  2. gets the group, and the cache files as the first process had opened them,
+//     and makes its Group with [NewGroupFromFile];
+//  3. calls [Group.Expect] for every file that has a mark;
+//  4. calls [Group.Serve], which answers what was left, each as its own Fill went,
+//     while it serves new events.
+//
+// No reader sees an error for that. Two processes must never serve at a time: the
+// first one is dead, or has ended Serve for good. One that ends on purpose and wants
+// its successor to answer does not end Serve, which denies, but exits.
+//
 // # Reading the code
 //
-// Read first: [Group] (group.go) and server (server.go), whose comments follow
-// one event from the kernel and back; codec.go is the wire format. A read came
-// from EROFS and goes on in the Object, which is a blob of package blobmgr.
+// Read first: [Group] (group.go) and server (server.go, fill.go), whose comments
+// follow one event from the kernel and back; codec.go is the wire format. A read came
+// from EROFS and goes on in the Object, which is a blob of package blobmgr. Then
+// journal.go, with the order of all that is written there, and takeover.go.
 //
 // Locks: Group.mu guards the table of files and is never held over a system
-// call or a call of an Object. There is no other.
+// call or a call of an Object. journal.mu counts who uses the memory, and
+// Reservation.mu guards its numbers; none is held while another is taken.
 package fanotify

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -75,34 +77,27 @@ type Options struct {
 	// Deadline is the time that Fill gets. Its reader then sees EIO, and the
 	// next read tries anew. Default 60 s.
 	Deadline time.Duration
-}
-
-// Stats counts since the group was made.
-type Stats struct {
-	Events    int64 // messages taken from the queue, malformed ones included
-	Allowed   int64 // answers that let the reader go on: Ready + Filled + Own
-	Ready     int64 // allowed at once
-	Filled    int64 // allowed after Fill
-	Own       int64 // allowed because this very process read; see the package comment, Order
-	Denied    int64 // answers that gave the reader EIO
-	InFlight  int64 // events that wait for Fill now
-	Malformed int64 // messages that could not be decoded; denied where they had a descriptor
-	Refused   int64 // events that the kernel denied itself (no descriptor left) and reads of the queue that failed
-	Overflows int64 // queue overflows: readers saw holes. Cannot happen, and is logged as an error
-	Lost      int64 // answers that the kernel did not take
-}
-
-type counters struct {
-	events, ready, filled, own, denied, inFlight, malformed, refused, overflows, lost atomic.Int64
+	// Journal was made with [NewJournal], and says at any time which events
+	// have been taken from the queue and not been answered: what makes the
+	// group survive this process. The file stays the caller's and is needed
+	// until the end of NewGroup; a duplicate of it belongs beside that of the
+	// group. nil: no journal.
+	Journal *os.File
+	// Reservation is what [Reserve] returned for Journal, and the group's from
+	// then on. nil: what is still free is reserved when the group is made.
+	Reservation *Reservation
 }
 
 // inode identifies a file; events carry no name that could be trusted.
 type inode struct{ dev, ino uint64 }
 
 type watched struct {
-	object  Object
-	name    string    // for logs
-	retired time.Time // of Unwatch; zero while watched
+	id       inode
+	size     int64
+	object   Object
+	name     string    // for logs
+	expected bool      // by Expect
+	retired  time.Time // of Unwatch; zero while watched
 }
 
 // A Group is a fanotify group: marks on files, and a queue of the reads that
@@ -111,7 +106,11 @@ type watched struct {
 type Group struct {
 	f        *os.File
 	o        Options
-	mark     func(f *os.File, flags uint) error // fanotify_mark; tests without a kernel replace it
+	mark     func(f *os.File, flags uint) error  // fanotify_mark; tests without a kernel replace it
+	respond  func(fd int32, answer uint32) error // writes an answer; the same
+	journal  *journal                            // nil: none
+	reserved *Reservation                        // numbers of what is in left and being answered
+	left     []leftover                          // of another process; taken by the first Serve
 	pid      int32
 	serving  atomic.Bool
 	ownRead  sync.Once
@@ -130,14 +129,17 @@ func NewGroup(o Options) (*Group, error) {
 	if err != nil {
 		return nil, initError(err)
 	}
-	return NewGroupFromFile(os.NewFile(uintptr(fd), "fanotify"), o)
+	return newGroup(os.NewFile(uintptr(fd), "fanotify"), o).begin((*Group).startAfresh)
 }
 
 // NewGroupFromFile makes a Group of f, a descriptor that another process made
-// with [NewGroup] and handed over, and owns f from then on, also with an error.
-// The marks are still there, but no file is known: every event is denied until
-// its file has been passed to Watch. Answer what the other process left with
-// [Group.DenyPending], before Serve.
+// with [NewGroup] and handed over, and owns f and o.Reservation from then on, also
+// with an error. The marks are still there, but no file is known: every event is
+// denied until its file has been passed to Watch or Expect.
+//
+// With the other process's journal, what it took and did not answer is answered by
+// Serve; see [Group.Serve]. Without one, answer that with [Group.DenyPending], before
+// Serve. The other process must be dead, or must have ended Serve for good.
 func NewGroupFromFile(f *os.File, o Options) (*Group, error) {
 	return NewFakeGroup(f, nil, o)
 }
@@ -147,14 +149,10 @@ func NewGroupFromFile(f *os.File, o Options) (*Group, error) {
 // kernel's own.
 func NewFakeGroup(f *os.File, mark func(f *os.File, flags uint) error, o Options) (*Group, error) {
 	g := newGroup(f, o)
-	g.mark = mark
-	if mark == nil {
-		g.mark = g.kernelMark
+	if mark != nil {
+		g.mark = mark
 	}
-	if err := f.SetReadDeadline(time.Time{}); err != nil {
-		return nil, errors.Join(fmt.Errorf("use %s as a fanotify group: want a descriptor in non-blocking mode: %w", f.Name(), err), f.Close())
-	}
-	return g, nil
+	return g.begin((*Group).takeOver)
 }
 
 func newGroup(f *os.File, o Options) *Group {
@@ -167,10 +165,33 @@ func newGroup(f *os.File, o Options) *Group {
 	if o.Deadline <= 0 {
 		o.Deadline = time.Minute
 	}
-	return &Group{
+	g := &Group{
 		f: f, o: o, pid: int32(os.Getpid()), files: make(map[inode]watched),
-		logLimit: rate.NewLimiter(1, 20),
+		logLimit: rate.NewLimiter(1, 20), reserved: o.Reservation,
 	}
+	if g.reserved == nil {
+		g.reserved = &Reservation{}
+	}
+	g.mark, g.respond = g.kernelMark, g.write
+	return g
+}
+
+// begin completes a new group: inherit is what it does with its journal. An error
+// closes it.
+func (g *Group) begin(inherit func(*Group) error) (_ *Group, err error) {
+	if err := g.f.SetReadDeadline(time.Time{}); err != nil {
+		return nil, errors.Join(fmt.Errorf("use %s as a fanotify group: want a descriptor in non-blocking mode: %w", g.f.Name(), err), g.Close())
+	}
+	if g.o.Journal == nil {
+		return g, nil
+	}
+	if g.journal, err = openJournal(g.o.Journal); err != nil {
+		return nil, errors.Join(err, g.Close())
+	}
+	if err := inherit(g); err != nil {
+		return nil, errors.Join(err, g.Close())
+	}
+	return g, nil
 }
 
 // Watch marks f's file and answers its events by o. f must have been opened
@@ -183,31 +204,53 @@ func newGroup(f *os.File, o Options) *Group {
 // *kernel.UnsupportedError when f's file system or the kernel has no pre-access
 // events.
 func (g *Group) Watch(f *os.File, o Object) error {
-	id, err := inodeOf(f)
+	w, err := fileOf(f, o)
 	if err != nil {
 		return fmt.Errorf("watch %s: %w", f.Name(), err)
 	}
 	// Known first, marked second: an event may come before the mark call returns.
-	old, known, err := g.add(id, watched{object: o, name: f.Name()})
+	old, known, err := g.add(w)
 	if err != nil {
 		return fmt.Errorf("watch %s: %w", f.Name(), err)
 	}
 	if err := g.mark(f, unix.FAN_MARK_ADD); err != nil {
-		g.restore(id, old, known)
+		g.restore(w.id, old, known)
 		return fmt.Errorf("watch %s: %w", f.Name(), markError(err))
 	}
 	return nil
 }
 
-func (g *Group) add(id inode, w watched) (old watched, known bool, err error) {
+// Expect answers the events of f's file by o, like Watch, but makes no mark: the file
+// has one from the process that had the group before. f may be any descriptor of it,
+// and may be closed after the call. A later Watch of the file, or another Expect, may
+// name another object, which takes this one's place; calls of this one that are
+// under way go on. So a file can have an object that waits for what it does not
+// know yet.
+//
+// All files with marks must be known before Serve, by Watch or Expect: an event of
+// another one is denied, and one that was left with its file unknown is allowed when
+// all the known files have its range.
+func (g *Group) Expect(f *os.File, o Object) error {
+	w, err := fileOf(f, o)
+	if err == nil {
+		w.expected = true
+		_, _, err = g.add(w)
+	}
+	if err != nil {
+		return fmt.Errorf("expect events of %s: %w", f.Name(), err)
+	}
+	return nil
+}
+
+func (g *Group) add(w watched) (old watched, known bool, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.forget()
-	old, known = g.files[id]
-	if known && old.retired.IsZero() && old.object != w.object {
+	old, known = g.files[w.id]
+	if known && old.retired.IsZero() && !old.expected && old.object != w.object {
 		return old, known, errors.New("it is watched already, for another object")
 	}
-	g.files[id] = w
+	g.files[w.id] = w
 	return old, known, nil
 }
 
@@ -236,7 +279,7 @@ func (g *Group) forget() {
 // after this call every reader of a hole gets ZEROS WITH SUCCESS. A file that is
 // not watched is not an error.
 func (g *Group) Unwatch(f *os.File) error {
-	id, err := inodeOf(f)
+	w, err := fileOf(f, nil)
 	if err != nil {
 		return fmt.Errorf("unwatch %s: %w", f.Name(), err)
 	}
@@ -246,9 +289,9 @@ func (g *Group) Unwatch(f *os.File) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.forget()
-	if w, ok := g.files[id]; ok && w.retired.IsZero() {
+	if w, ok := g.files[w.id]; ok && w.retired.IsZero() {
 		w.retired = time.Now()
-		g.files[id] = w
+		g.files[w.id] = w
 	}
 	return nil
 }
@@ -258,6 +301,13 @@ func (g *Group) find(id inode) (watched, bool) {
 	defer g.mu.RUnlock()
 	w, ok := g.files[id]
 	return w, ok
+}
+
+// all returns what is known, also what was unwatched a moment ago.
+func (g *Group) all() []watched {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return slices.Collect(maps.Values(g.files))
 }
 
 // DenyPending gives EIO to every reader whose event another process took from
@@ -275,7 +325,7 @@ func (g *Group) DenyPending() error {
 		return fmt.Errorf("read the limit of open files: %w", err)
 	}
 	for fd := range int32(min(limit.Max, sweepLimit)) {
-		switch err := g.write(fd, deny); {
+		switch err := g.respond(fd, deny); {
 		case err == nil:
 			g.count.denied.Add(1)
 		case !errors.Is(err, unix.ENOENT):
@@ -301,22 +351,15 @@ func (g *Group) File() *os.File { return g.f }
 // and lets all waiting and all later readers through: they get ZEROS WITH
 // SUCCESS from every hole. Unmount first.
 func (g *Group) Close() error {
-	if err := g.f.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+	err := g.f.Close()
+	if errors.Is(err, os.ErrClosed) {
+		return nil
+	}
+	g.journal.release()
+	if err := errors.Join(err, g.reserved.Close()); err != nil {
 		return fmt.Errorf("close fanotify group: %w", err)
 	}
 	return nil
-}
-
-// Stats returns the counters. They are read one by one.
-func (g *Group) Stats() Stats {
-	c := &g.count
-	s := Stats{
-		Events: c.events.Load(), Ready: c.ready.Load(), Filled: c.filled.Load(), Own: c.own.Load(),
-		Denied: c.denied.Load(), InFlight: c.inFlight.Load(), Malformed: c.malformed.Load(),
-		Refused: c.refused.Load(), Overflows: c.overflows.Load(), Lost: c.lost.Load(),
-	}
-	s.Allowed = s.Ready + s.Filled + s.Own
-	return s
 }
 
 // kernelMark changes the inode mark of f's file.
@@ -328,7 +371,8 @@ func (g *Group) kernelMark(f *os.File, flags uint) error {
 	})
 }
 
-func inodeOf(f *os.File) (id inode, err error) {
+// fileOf is what is known of f's file.
+func fileOf(f *os.File, o Object) (w watched, err error) {
 	err = control(f, func(fd int) error {
 		var st unix.Stat_t
 		if err := unix.Fstat(fd, &st); err != nil {
@@ -337,10 +381,10 @@ func inodeOf(f *os.File) (id inode, err error) {
 		if st.Mode&unix.S_IFMT != unix.S_IFREG {
 			return errors.New("not a regular file")
 		}
-		id = inode{st.Dev, st.Ino}
+		w = watched{id: inode{st.Dev, st.Ino}, size: st.Size, object: o, name: f.Name()}
 		return nil
 	})
-	return id, err
+	return w, err
 }
 
 // control calls do with f's descriptor while f cannot be closed.

@@ -271,9 +271,9 @@ func TestInvariant16GroupFlags(t *testing.T) {
 	if events&accessMode != unix.O_RDONLY || events&unix.O_CLOEXEC == 0 {
 		t.Errorf("event descriptors have flags %#x, want O_RDONLY|O_CLOEXEC", events)
 	}
-	id, err := inodeOf(s.f)
-	if err != nil || ino != id.ino || mask != unix.FAN_PRE_ACCESS {
-		t.Errorf("mark on inode %d with mask %#x, want %d and %#x (%v)", ino, mask, id.ino, unix.FAN_PRE_ACCESS, err)
+	w, err := fileOf(s.f, s)
+	if err != nil || ino != w.id.ino || mask != unix.FAN_PRE_ACCESS {
+		t.Errorf("mark on inode %d with mask %#x, want %d and %#x (%v)", ino, mask, w.id.ino, unix.FAN_PRE_ACCESS, err)
 	}
 }
 
@@ -310,6 +310,7 @@ func TestInvariant19UnwatchStopsEvents(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	eventually(t, "the fills end", func() bool { return g.Stats().InFlight == 0 })
 	complete := g.Stats()
 	r.want("ok", "drop")
 	r.want(sum(s.data), "read 0 %d", size)
@@ -598,8 +599,8 @@ func TestKernelWatchRefusals(t *testing.T) {
 // What an event costs a read of 4 KiB that is ready: the difference of the two.
 // The pages are cached, so that the disk is not in the figure.
 func BenchmarkReadyRead(b *testing.B) {
-	for _, marked := range []bool{false, true} {
-		b.Run(fmt.Sprintf("marked=%v", marked), func(b *testing.B) {
+	for _, c := range []struct{ marked, journal bool }{{false, false}, {true, false}, {true, true}} {
+		b.Run(fmt.Sprintf("marked=%v/journal=%v", c.marked, c.journal), func(b *testing.B) {
 			s := newSparse(b, 16<<20)
 			if err := s.Fill(context.Background(), 0, int64(len(s.data))); err != nil {
 				b.Fatal(err)
@@ -607,8 +608,12 @@ func BenchmarkReadyRead(b *testing.B) {
 			if err := s.f.Sync(); err != nil {
 				b.Fatal(err)
 			}
-			g := realGroup(b, Options{})
-			if marked {
+			var o Options
+			if c.journal {
+				o.Journal = newJournal(b)
+			}
+			g := realGroup(b, o)
+			if c.marked {
 				watch(b, g, s)
 			}
 			serve(b, g)

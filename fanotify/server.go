@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
-	"runtime/debug"
 	"sync"
 	"syscall"
 	"time"
@@ -36,8 +34,7 @@ var (
 	errCountZero = errors.New("no bytes are asked for: somebody changes the file's size")
 	errUnknown   = errors.New("an event of a file that is not watched")
 	errOverflow  = errors.New("the queue of the fanotify group overflowed: readers have seen holes; unmount all images and mount them again")
-	errReady     = errors.New("panic in Ready")
-	errFill      = errors.New("panic in Fill")
+	errNoSlot    = fmt.Errorf("the journal has no place for descriptors above %d: lower the limit of open files (RLIMIT_NOFILE)", journalSlots)
 )
 
 // Serve answers events until ctx is done and returns nil then. Each event gets
@@ -47,6 +44,10 @@ var (
 // that wait until the group is served again, by anybody, or closed; so unmount
 // first. Serve never closes the group.
 //
+// What another process left unanswered (see [Options].Journal) is filled meanwhile,
+// as much at a time as new events, and answered. What has a number that could not be
+// reserved comes first, before anything is read.
+//
 // A group is served once at a time. Any error but the misuse of that means the
 // descriptor is gone.
 func (g *Group) Serve(ctx context.Context) error {
@@ -54,12 +55,19 @@ func (g *Group) Serve(ctx context.Context) error {
 		return errors.New("serve fanotify group: it is being served already")
 	}
 	defer g.serving.Store(false)
+	if !g.journal.hold() {
+		return fmt.Errorf("serve fanotify group: %w", os.ErrClosed)
+	}
+	defer g.journal.release()
 	s, err := newServer(g)
 	if err != nil {
 		return fmt.Errorf("serve fanotify group: %w", err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	first, rest := g.split()
+	s.resume(ctx, first)
+	s.fills.Go(func() { s.resume(ctx, rest) })
 	err = s.loop(ctx)
 	cancel()
 	if err == nil {
@@ -82,7 +90,8 @@ type server struct {
 	fills sync.WaitGroup
 
 	conn   syscall.RawConn
-	buf    []byte
+	buf    []byte                // the journal's, if there is one
+	used   int                   // bytes of it that the last read may have written
 	readFn func(fd uintptr) bool // s.tryRead, made once to keep reads free of allocation
 	size   int                   // its argument
 	n      int                   // and its results
@@ -104,7 +113,12 @@ func newServer(g *Group) (*server, error) {
 	}
 	s := &server{Group: g, slots: make(chan struct{}, slots), conn: conn}
 	s.readFn = s.tryRead
-	s.buf = make([]byte, max(largestEvent, min(slots, batch)*eventLen))
+	size := max(largestEvent, min(slots, batch)*eventLen)
+	if g.journal == nil {
+		s.buf = make([]byte, size)
+	} else {
+		s.buf, s.used = g.journal.buffer()[:size], size
+	}
 	return s, nil
 }
 
@@ -185,23 +199,36 @@ func (s *server) take(ctx context.Context, room int) error {
 		return nil
 	}
 	failpoint.Hit("fanotify.read")
-	start := time.Now()
-	for p := s.buf[:n]; len(p) > 0; {
-		e, rest, err := parseEvent(p)
-		s.count.events.Add(1)
-		s.dispatch(ctx, e, err, start)
-		p = rest
-	}
+	s.dispatchAll(ctx, s.buf[:n], time.Now())
 	return nil
 }
 
-// read waits for the queue and reads at most size bytes of it, once.
+// dispatchAll dispatches the events of p, what one read has brought.
+func (s *server) dispatchAll(ctx context.Context, p []byte, start time.Time) {
+	for len(p) > 0 {
+		e, rest, err := parseEvent(p)
+		s.count.events.Add(1)
+		s.journal.use(e.fd)
+		s.dispatch(ctx, e, err, start)
+		s.journal.strike(p)
+		p = rest
+	}
+}
+
+// read waits for the queue and reads at most size bytes of it, once. In a journal,
+// what follows the last event is always zeros.
 func (s *server) read(size int) (int, error) {
-	s.size = size
+	if s.journal != nil {
+		clear(s.buf[:s.used])
+	}
+	s.used, s.size = size, size
 	if err := s.conn.Read(s.readFn); errors.Is(err, os.ErrDeadlineExceeded) {
 		return 0, err
 	} else if err != nil {
 		return 0, os.ErrClosed // the only other reason, which Read calls something else
+	}
+	if s.err == nil {
+		s.used = s.n
 	}
 	return s.n, s.err
 }
@@ -262,6 +289,14 @@ func (s *server) start(ctx context.Context, e event, w watched, start time.Time)
 	if ctx.Err() == nil {
 		select {
 		case s.slots <- struct{}{}:
+			failpoint.Hit("fanotify.slotting")
+			if !s.journal.set(e.fd, slotFile, w.id, e.off, e.n) {
+				<-s.slots
+				s.deny(e, w.name, start, errNoSlot)
+				s.observe(OpFill, start, errNoSlot)
+				return
+			}
+			failpoint.Hit("fanotify.slotted")
 			s.count.inFlight.Add(1)
 			s.fills.Go(func() { s.fill(ctx, e, w, start) })
 			return
@@ -289,62 +324,20 @@ func (s *server) lookup(e event) (watched, error) {
 	return w, nil
 }
 
-// fill makes the range of e present and answers. The answer does not wait for a
-// Fill that ignores the end of its time.
-func (s *server) fill(ctx context.Context, e event, w watched, start time.Time) {
-	defer func() {
-		s.count.inFlight.Add(-1)
-		<-s.slots
-	}()
-	ctx, cancel := context.WithTimeout(ctx, s.o.Deadline)
-	defer cancel()
-	var once sync.Once
-	finish := func(err error) {
-		once.Do(func() {
-			if err != nil {
-				s.deny(e, w.name, start, err)
-			} else {
-				s.count.filled.Add(1)
-				s.answer(e, allow)
-			}
-			s.observe(OpFill, start, err)
-		})
-	}
-	stop := context.AfterFunc(ctx, func() { finish(context.Cause(ctx)) })
-	defer stop()
-	failpoint.Hit("fanotify.fill")
-	err := callFill(ctx, w.object, e.off, e.n, s.o.Logger)
-	failpoint.Hit("fanotify.filled")
-	finish(err)
-}
-
-func callReady(o Object, off, n int64) (ready bool, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("%w: %v", errReady, p)
-		}
-	}()
-	return o.Ready(off, n), nil
-}
-
-func callFill(ctx context.Context, o Object, off, n int64, l *slog.Logger) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("%w: %v", errFill, p)
-			l.Error("panic in Fill", "off", off, "len", n, "err", err, "stack", string(debug.Stack()))
-		}
-	}()
-	return o.Fill(ctx, off, n)
-}
-
-// answer writes the answer and closes the event's descriptor, in this order:
-// a closed number may be given to the next event, which the answer would meet.
+// answer writes the answer, clears the slot and closes the event's descriptor, in
+// this order: a closed number may be given to the next event, which the answer would
+// meet. The slot of an event that could not be answered stays for a successor.
 func (s *server) answer(e event, answer uint32) {
-	if err := s.write(e.fd, answer); err != nil {
+	err := s.respond(e.fd, answer)
+	failpoint.Hit("fanotify.answered")
+	if err == nil || errors.Is(err, unix.ENOENT) {
+		s.journal.clear(e.fd)
+	}
+	failpoint.Hit("fanotify.cleared")
+	if err != nil {
 		s.count.lost.Add(1)
 		s.logDenial("answer a fanotify event", e, "", 0, err)
 	}
-	failpoint.Hit("fanotify.answered")
 	_ = unix.Close(int(e.fd)) // read-only: nothing to lose
 }
 

@@ -3,6 +3,7 @@ package fanotify
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"log/slog"
@@ -528,12 +529,32 @@ func TestObserver(t *testing.T) {
 }
 
 // 10 000 events of random kinds, up to 64 at a time, over files whose
-// descriptors get the same numbers again and again.
+// descriptors get the same numbers again and again. With a journal nothing is left in
+// it.
 func TestRandomRounds(t *testing.T) {
+	t.Run("without a journal", func(t *testing.T) { randomRounds(t, nil) })
+	t.Run("with a journal", func(t *testing.T) {
+		f := newJournal(t)
+		randomRounds(t, f)
+		j, err := openJournal(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer j.release()
+		for e := range j.events() {
+			t.Errorf("event %+v is left", e)
+		}
+		if left := j.left(); len(left) != 0 || j.numbers() == 0 {
+			t.Errorf("%d numbers, left %v", j.numbers(), left)
+		}
+	})
+}
+
+func randomRounds(t *testing.T, journal *os.File) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
-	g, k := fake(t, Options{MaxInFlight: 8, Deadline: 2 * time.Millisecond})
+	g, k := fake(t, Options{MaxInFlight: 8, Deadline: 2 * time.Millisecond, Journal: journal})
 	either := func(deny fanotifytest.Answer) []fanotifytest.Answer {
 		return []fanotifytest.Answer{fanotifytest.Allow, deny}
 	}
@@ -582,35 +603,105 @@ func TestRandomRounds(t *testing.T) {
 	}
 }
 
-// The hot path: an event whose range is ready.
-func TestReadyDoesNotAllocate(t *testing.T) {
+// A ready is a server with a file of which everything is ready, and that answers
+// nobody.
+type ready struct {
+	*server
+	fd      int
+	message []byte
+}
+
+func newReady(t testing.TB, journal *os.File) *ready {
+	t.Helper()
 	sink, err := os.OpenFile("/dev/null", os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := newGroup(sink, Options{Observer: func(Op, time.Duration, error) {}})
-	defer g.Close()
+	g := newGroup(sink, Options{Journal: journal, Observer: func(Op, time.Duration, error) {}})
+	t.Cleanup(func() { g.Close() })
 	g.mark = func(*os.File, uint) error { return nil }
-	f := watchNew(t, g, always)
-	s, err := newServer(g)
-	if err != nil {
+	if journal != nil {
+		if g.journal, err = openJournal(journal); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := &ready{fd: int(watchNew(t, g, always).Fd())}
+	if r.server, err = newServer(g); err != nil {
 		t.Fatal(err)
 	}
-	fd, ctx, now := int(f.Fd()), context.Background(), time.Now()
+	r.message = fanotifytest.Event(0, fanotifytest.Pid, 0, 4096)
+	return r
+}
+
+// take is one event, as one read brings it.
+func (r *ready) take(ctx context.Context, now time.Time) {
+	dup, err := unix.Dup(r.fd)
+	if err != nil {
+		panic(err)
+	}
+	binary.NativeEndian.PutUint32(r.message[16:], uint32(dup))
+	r.dispatchAll(ctx, r.buf[:copy(r.buf, r.message)], now)
+}
+
+// The hot path: an event whose range is ready.
+func TestReadyDoesNotAllocate(t *testing.T) {
 	want := 0.0
 	if info, ok := debug.ReadBuildInfo(); ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
 		want = 1 // the race detector moves the answer to the heap
 	}
-	if n := testing.AllocsPerRun(100, func() {
-		dup, err := unix.Dup(fd)
-		if err != nil {
-			panic(err)
+	for name, journal := range map[string]*os.File{"without": nil, "with": newJournal(t)} {
+		r := newReady(t, journal)
+		ctx, now := context.Background(), time.Now()
+		if n := testing.AllocsPerRun(100, func() { r.take(ctx, now) }); n > want {
+			t.Errorf("%s a journal: %v allocations", name, n)
 		}
-		s.dispatch(ctx, event{mask: unix.FAN_PRE_ACCESS, fd: int32(dup), pid: 1, n: 4096}, nil, now)
-	}); n > want {
-		t.Errorf("%v allocations", n)
+		if r.Stats().Ready != 101 {
+			t.Errorf("%s a journal: %+v", name, r.Stats())
+		}
 	}
-	if g.Stats().Ready != 101 {
-		t.Errorf("%+v", g.Stats())
+}
+
+// What the journal adds to an event: nothing is read and nobody is answered, so the
+// rest is dup(2), fstat(2), write(2) to /dev/null and close(2).
+func BenchmarkDispatch(b *testing.B) {
+	for _, c := range []struct {
+		name    string
+		journal *os.File
+	}{{"journal=false", nil}, {"journal=true", newJournal(b)}} {
+		b.Run(c.name, func(b *testing.B) {
+			r := newReady(b, c.journal)
+			ctx, now := context.Background(), time.Now()
+			b.ReportAllocs()
+			for b.Loop() {
+				r.take(ctx, now)
+			}
+		})
 	}
+}
+
+// The journal alone: an event that is ready, and one that waits for Fill.
+func BenchmarkJournal(b *testing.B) {
+	j, err := openJournal(newJournal(b))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer j.release()
+	message := fanotifytest.Event(20, fanotifytest.Pid, 0, 4096)
+	b.Run("ready", func(b *testing.B) {
+		for b.Loop() {
+			j.use(20)
+			j.clear(20)
+			j.strike(message)
+			clear(j.buffer()[:eventLen])
+		}
+	})
+	b.Run("fill", func(b *testing.B) {
+		for b.Loop() {
+			j.use(20)
+			j.set(20, slotFile, inode{1, 2}, 0, 4096)
+			j.strike(message)
+			j.clear(20)
+			clear(j.buffer()[:eventLen])
+		}
+	})
 }

@@ -175,10 +175,36 @@ func (k *Kernel) Open(f *os.File) *Read {
 	k.collect()
 	r := &Read{FD: int32(fd), answer: make(chan Answer, 1)}
 	if k.waiting[r.FD] != nil {
-		k.t.Errorf("descriptor %d was closed before its event was answered", fd)
+		k.t.Errorf("descriptor %d was closed, or given away, before its event was answered", fd)
 	}
 	k.waiting[r.FD] = r
 	return r
+}
+
+// Respond is write(2) of an answer, for groups that can be given another one than
+// that of their descriptor. Unlike there, an answer that nobody waits for is no
+// failure of the test but ENOENT, as it is after the death of a group's owner.
+func (k *Kernel) Respond(fd int32, answer uint32) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.collect()
+	r := k.waiting[fd]
+	if r == nil {
+		return unix.ENOENT
+	}
+	delete(k.waiting, fd)
+	r.answer <- Answer(answer)
+	return nil
+}
+
+// Orphan closes the event's descriptor, as the death of its process does. The event
+// still waits for an answer by its number, and another event must not get that.
+func (k *Kernel) Orphan(r *Read) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err := unix.Close(int(r.FD)); err != nil {
+		k.t.Errorf("close the descriptor of event %d: %v", r.FD, err)
+	}
 }
 
 // Send puts a message into the queue. The other end must read all of it at once,

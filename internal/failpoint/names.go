@@ -4,7 +4,14 @@ package failpoint
 // of Hit in the tree, so a new place has to be added here.
 var Names = []string{
 	"fanotify.answered",
+	"fanotify.cleared",
 	"fanotify.fill",
 	"fanotify.filled",
 	"fanotify.read",
+	"fanotify.slotted",
+	"fanotify.slotting",
+	"fanotify.takeover.answer",
+	"fanotify.takeover.answered",
+	"fanotify.takeover.reserved",
+	"fanotify.takeover.swept",
 }
