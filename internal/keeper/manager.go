@@ -1,0 +1,181 @@
+package keeper
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// firstListenFD is the first descriptor that a service manager passes (sd_listen_fds(3)).
+const firstListenFD = 3
+
+// managerTime is how long a message may wait for a service manager that is busy: the
+// keeper itself waits.
+const managerTime = time.Second
+
+// managerPause is how long a service manager that was too busy is left alone, so that what
+// the keeper has to say does not hold it up again and again.
+const managerPause = 10 * time.Second
+
+// managerEnv is what a service manager says to the keeper and to nobody else.
+func managerEnv() []string {
+	return []string{"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"}
+}
+
+// A manager is the service manager that started the keeper (sd_notify(3)). The nil one
+// does nothing. What cannot be told is logged: the keeper goes on without.
+type manager struct {
+	conn *net.UnixConn
+	ping time.Duration // between two signs of life, 0: none are wanted
+	log  *slog.Logger
+
+	failing bool      // the last message was not heard
+	busy    time.Time // until then nothing is sent
+}
+
+// dialManager connects to the service manager, nil if there is none.
+func dialManager(log *slog.Logger) (*manager, error) {
+	socket := os.Getenv("NOTIFY_SOCKET")
+	if socket == "" {
+		return nil, nil
+	}
+	if rest, abstract := strings.CutPrefix(socket, "@"); abstract {
+		socket = "\x00" + rest
+	}
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: socket, Net: "unixgram"})
+	if err != nil {
+		return nil, fmt.Errorf("connect to the service manager at NOTIFY_SOCKET: %w", err)
+	}
+	m := &manager{conn: conn, log: log}
+	pid := os.Getenv("WATCHDOG_PID")
+	usec, err := strconv.ParseUint(os.Getenv("WATCHDOG_USEC"), 10, 40)
+	if err == nil && usec > 0 && (pid == "" || pid == strconv.Itoa(os.Getpid())) {
+		m.ping = max(time.Duration(usec)*time.Microsecond/2, time.Millisecond)
+	}
+	return m, nil
+}
+
+// say sends a state.
+func (m *manager) say(state string) { m.send(state, -1) }
+
+// storeFD has a descriptor kept. It is not watched for its end: that is not ours to judge.
+func (m *manager) storeFD(name string, fd int) {
+	m.send("FDSTORE=1\nFDNAME="+name+"\nFDPOLL=0\n", fd)
+}
+
+// storeFile has f kept.
+func (m *manager) storeFile(name string, f *os.File) {
+	if m == nil {
+		return
+	}
+	if err := withFD(f, func(fd int) error { m.storeFD(name, fd); return nil }); err != nil {
+		m.log.Warn("the service manager does not keep "+name, "err", err)
+	}
+}
+
+func (m *manager) remove(name string) { m.send("FDSTOREREMOVE=1\nFDNAME="+name+"\n", -1) }
+
+func (m *manager) send(text string, fd int) {
+	if m == nil {
+		return
+	}
+	var oob []byte
+	if fd >= 0 {
+		oob = unix.UnixRights(fd)
+	}
+	err := m.write([]byte(text), oob)
+	if err != nil && !m.failing {
+		what, _, _ := strings.Cut(text, "\n")
+		m.log.Warn("the service manager does not hear "+what, "err", err)
+	}
+	m.failing = err != nil
+}
+
+// write sends a message; net has nothing that does so on a connected socket.
+func (m *manager) write(p, oob []byte) error {
+	now := time.Now()
+	if now.Before(m.busy) {
+		return errBusy
+	}
+	if err := m.conn.SetWriteDeadline(now.Add(managerTime)); err != nil {
+		return err
+	}
+	raw, err := m.conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var serr error
+	err = raw.Write(func(fd uintptr) bool {
+		serr = unix.Sendmsg(int(fd), p, oob, nil, unix.MSG_NOSIGNAL)
+		return !errors.Is(serr, unix.EAGAIN)
+	})
+	if err != nil { // the deadline: it never was sent
+		m.busy = time.Now().Add(managerPause)
+		return err
+	}
+	return serr
+}
+
+var errBusy = errors.New("the service manager is busy")
+
+func (m *manager) close() {
+	if m != nil {
+		m.conn.Close() // every message was sent
+	}
+}
+
+// inherited returns the table that a dead keeper left with the service manager, nil if
+// there is none. Descriptors of other names are left alone, but for their close-on-exec.
+func inherited(m *manager, log *slog.Logger) (*table, error) {
+	if os.Getenv("LISTEN_PID") != strconv.Itoa(os.Getpid()) {
+		return nil, nil
+	}
+	count, err := strconv.Atoi(os.Getenv("LISTEN_FDS"))
+	if err != nil || count < 0 || count > 2*MaxEntries {
+		return nil, fmt.Errorf("take over descriptors: LISTEN_FDS is %q, want their number; unset it to start anew", os.Getenv("LISTEN_FDS"))
+	}
+	names := strings.Split(os.Getenv("LISTEN_FDNAMES"), ":")
+	names = append(names, make([]string, max(0, count-len(names)))...)
+	var newest uint64
+	logs, fds := make(map[uint64]int), make(map[uint64]int)
+	for i, name := range names[:count] {
+		fd := firstListenFD + i
+		unix.CloseOnExec(fd)
+		if id, ok := number(name, logPrefix); ok {
+			logs[id] = fd
+			newest = max(newest, id)
+		} else if id, ok := number(name, prefix); ok {
+			fds[id] = fd
+		}
+	}
+	var t *table
+	if fd, found := logs[newest]; found {
+		delete(logs, newest)
+		file := os.NewFile(uintptr(fd), logName(newest))
+		var lost []string
+		if t, lost, err = loadTable(m, file, newest, fds); err != nil {
+			return nil, errors.Join(err, file.Close()) // the service manager keeps it all
+		}
+		for _, name := range lost {
+			log.Error("the service manager did not keep the descriptor of an entry, which is lost; raise FileDescriptorStoreMax=", "object", name)
+		}
+	}
+	m.forget(logs, logName) // a log is complete before an older one is removed
+	m.forget(fds, fdName)   // they belong to what was never put or already dropped
+	return t, nil
+}
+
+// forget closes descriptors, here and in the service manager.
+func (m *manager) forget(fds map[uint64]int, name func(uint64) string) {
+	for id, fd := range fds {
+		m.remove(name(id))
+		closeAll([]int{fd})
+	}
+}
