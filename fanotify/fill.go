@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/erofsd/erofsd/internal/failpoint"
 )
 
@@ -24,6 +26,10 @@ func (s *server) fill(ctx context.Context, e event, w watched, start time.Time) 
 		<-s.slots
 	}()
 	s.await(ctx, w.object, e.off, e.n, func(err error) {
+		if errors.Is(err, errLeft) {
+			_ = unix.Close(int(e.fd)) // nothing is read any more, so no event gets its number
+			return
+		}
 		if err != nil {
 			s.deny(e, w.name, start, err)
 		} else {
@@ -45,6 +51,9 @@ func (s *server) await(ctx context.Context, o Object, off, n int64, finish func(
 	failpoint.Hit("fanotify.fill")
 	err := callFill(ctx, o, off, n, s.o.Logger)
 	failpoint.Hit("fanotify.filled")
+	if cause := context.Cause(ctx); err != nil && errors.Is(cause, errLeft) {
+		err = cause
+	}
 	once.Do(func() { finish(err) })
 }
 

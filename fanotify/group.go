@@ -114,6 +114,8 @@ type Group struct {
 	pid      int32
 	serving  atomic.Bool
 	ownRead  sync.Once
+	leaving  context.Context // ends with Leave
+	leave    context.CancelFunc
 	logLimit *rate.Limiter
 	count    counters
 
@@ -172,6 +174,7 @@ func newGroup(f *os.File, o Options) *Group {
 	if g.reserved == nil {
 		g.reserved = &Reservation{}
 	}
+	g.leaving, g.leave = context.WithCancel(context.Background())
 	g.mark, g.respond = g.kernelMark, g.write
 	return g
 }

@@ -63,15 +63,19 @@ func (g *Group) Serve(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("serve fanotify group: %w", err)
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	reading, stop := s.untilLeave(ctx, cancel)
+	defer stop()
 	first, rest := g.split()
 	s.resume(ctx, first)
 	s.fills.Go(func() { s.resume(ctx, rest) })
-	err = s.loop(ctx)
-	cancel()
-	if err == nil {
-		err = s.drain(ctx)
+	err = s.loop(ctx, reading)
+	if g.leaving.Err() == nil {
+		cancel(nil)
+		if err == nil {
+			err = s.drain(ctx)
+		}
 	}
 	s.fills.Wait()
 	if err != nil {
@@ -122,10 +126,10 @@ func newServer(g *Group) (*server, error) {
 	return s, nil
 }
 
-// loop takes and dispatches events until ctx is done.
-func (s *server) loop(ctx context.Context) error {
+// loop takes and dispatches events until reading is done, which ends before ctx.
+func (s *server) loop(ctx, reading context.Context) error {
 	expired := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
+	stop := context.AfterFunc(reading, func() {
 		defer close(expired)
 		_ = s.f.SetReadDeadline(time.Unix(1, 0)) // fails only when the group is closed, which ends the loop too
 	})
@@ -134,8 +138,8 @@ func (s *server) loop(ctx context.Context) error {
 			<-expired // or it would end the reads of drain
 		}
 	}()
-	for ctx.Err() == nil {
-		free, ok := s.admit(ctx)
+	for reading.Err() == nil {
+		free, ok := s.admit(reading)
 		if !ok {
 			break
 		}

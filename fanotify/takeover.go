@@ -132,11 +132,13 @@ func (s *server) fillLeft(ctx context.Context, l leftover, done func()) {
 	start := time.Now()
 	w, err := s.ownerOf(l)
 	finish := func(err error) {
-		s.answerLeft(l, w.name, start, err)
+		if !errors.Is(err, errLeft) {
+			s.answerLeft(l, w.name, start, err)
+		}
 		done()
 	}
 	if err == nil {
-		err = ctx.Err()
+		err = context.Cause(ctx)
 	}
 	if err != nil {
 		finish(err)
