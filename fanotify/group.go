@@ -313,31 +313,6 @@ func (g *Group) all() []watched {
 	return slices.Collect(maps.Values(g.files))
 }
 
-// DenyPending gives EIO to every reader whose event another process took from
-// the queue and left unanswered, which is what its death leaves. The kernel knows
-// those events by the descriptor numbers of that process alone, so all numbers
-// are tried (some 100 ms for a million). It must come before Serve: a new event
-// may get an old number, and the older event would swallow its answer.
-func (g *Group) DenyPending() error {
-	if !g.serving.CompareAndSwap(false, true) {
-		return errors.New("deny pending fanotify events: the group is being served")
-	}
-	defer g.serving.Store(false)
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return fmt.Errorf("read the limit of open files: %w", err)
-	}
-	for fd := range int32(min(limit.Max, sweepLimit)) {
-		switch err := g.respond(fd, deny); {
-		case err == nil:
-			g.count.denied.Add(1)
-		case !errors.Is(err, unix.ENOENT):
-			return fmt.Errorf("deny pending fanotify event %d: %w", fd, err)
-		}
-	}
-	return nil
-}
-
 // write answers one event by its number.
 func (g *Group) write(fd int32, answer uint32) error {
 	p := encodeResponse(fd, answer)
