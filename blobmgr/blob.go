@@ -151,7 +151,10 @@ func (b *Blob) openFiles(ctx context.Context, writeMeta bool) error {
 }
 
 func (b *Blob) openCache() error {
-	f, err := b.m.dir.openCache(b.name, b.size)
+	f, err := b.inherit()
+	if err == nil && f == nil {
+		f, err = b.m.dir.openCache(b.name, b.size)
+	}
 	if err != nil {
 		return fmt.Errorf("open cache file: %w", err)
 	}
@@ -160,6 +163,20 @@ func (b *Blob) openCache() error {
 		b.cache = b.m.opt.wrap(b.cache)
 	}
 	return nil
+}
+
+// inherit returns the descriptor of the cache file that an earlier process left, nil if
+// there is none.
+func (b *Blob) inherit() (*os.File, error) {
+	if b.m.opt.Inherited == nil {
+		return nil, nil
+	}
+	f := b.m.opt.Inherited(b.name)
+	if f == nil || b.m.dir.is(b.name, f, b.size) {
+		return f, nil
+	}
+	b.m.log.Warn("the cache file was replaced since it was opened", "blob", b.name)
+	return nil, f.Close()
 }
 
 func (b *Blob) closeFile() error {

@@ -139,6 +139,16 @@ func (d *directory) openCache(name string, size int64) (*os.File, error) {
 	return f, nil
 }
 
+// is reports whether f is the file name, a cache file of ours of that size.
+func (d *directory) is(name string, f *os.File, size int64) bool {
+	var want, have unix.Stat_t
+	if unix.Fstatat(int(d.f.Fd()), name, &want, unix.AT_SYMLINK_NOFOLLOW) != nil || unix.Fstat(int(f.Fd()), &have) != nil {
+		return false
+	}
+	n, ok := owned(f)
+	return ok && n == size && want.Dev == have.Dev && want.Ino == have.Ino
+}
+
 // read returns the content of a small file, nil when there is none that we could
 // have written or it has more than limit bytes.
 func (d *directory) read(name string, limit int64) []byte {

@@ -36,6 +36,11 @@ type Options struct {
 	// while it has them open, see [Blob.Attach]. Dir has the chunk tables only.
 	Attached bool
 
+	// Inherited returns a descriptor of the cache file of that name, which an earlier process
+	// opened before the file was watched and which is the caller's own; nil if there is
+	// none. It is used in place of a new one, if it is still that file. Nil: there are none.
+	Inherited func(name string) *os.File
+
 	wrap func(cacheFile) cacheFile // tests: disk errors
 }
 
