@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/erofsd/erofsd/internal/failpoint"
 )
 
 const (
@@ -150,7 +152,9 @@ func (r *session) copen(o *object, id uint32, size int64, err error) (accepted b
 		r.logFailure("object refused", o, err)
 		r.command(encodeCopen(id, -int64(errnoOf(err))))
 	default:
+		failpoint.Hit("cachefiles.copen")
 		accepted = r.command(encodeCopen(id, size))
+		failpoint.Hit("cachefiles.copened")
 	}
 	if !accepted {
 		_ = o.file.Close() // nothing was written
@@ -216,6 +220,7 @@ func (r *session) handleClose(m message) {
 		r.o.Logger.Warn("the kernel closes an object that is not known", "object", m.object)
 		return
 	}
+	failpoint.Hit("cachefiles.closed")
 	r.release(o, errClosed)
 }
 

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/erofsd/erofsd/internal/failpoint"
 )
 
 // maxQueued bounds the READs that wait for a place. Each is a task asleep in the
@@ -71,6 +73,7 @@ func (q *queue) expired(before time.Time) []*read {
 // answer goes through the object's own file. It cannot happen, because the kernel
 // asks only for objects whose file is open here.
 func (r *session) handleRead(m message, start time.Time) {
+	failpoint.Hit("cachefiles.read")
 	r.mu.Lock()
 	o := r.objects[m.object]
 	if o == nil {
@@ -154,7 +157,9 @@ func (r *session) fill(rd *read) {
 	case <-rd.o.ready:
 		err := rd.o.err
 		if err == nil {
+			failpoint.Hit("cachefiles.fill")
 			err = r.callFill(ctx, rd.o.object, rd.off, rd.n)
+			failpoint.Hit("cachefiles.filled")
 		}
 		r.answer(rd, err)
 	case <-ctx.Done():
@@ -190,6 +195,7 @@ func (r *session) answer(rd *read, err error) {
 		default:
 			r.count.filled.Add(1)
 			r.complete(rd.o, rd.id)
+			failpoint.Hit("cachefiles.answered")
 		}
 		r.observe(OpRead, rd.start, err)
 		r.count.inFlight.Add(-1)

@@ -30,7 +30,9 @@ type command struct {
 	noCompletion bool
 	limitGiven   bool // the limit of descriptors
 	hasty        bool // end without waiting for images that are in use, as nydusd
+	keeperGiven  bool // --keeper was given
 	env          environment
+	holder       *daemon.Holder // nil: there is no keeper
 
 	output   string   // print this and end
 	warnings []string // for the log

@@ -35,18 +35,31 @@ func main() {
 	if daemon.IsGuard(os.Args) {
 		os.Exit(daemon.Guard(os.Args))
 	}
-	os.Exit(run(os.Args, os.Environ()))
+	holder, err := daemon.Connect() // before anything else is opened
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "erofsd:", err)
+		os.Exit(1)
+	}
+	os.Exit(run(os.Args, os.Environ(), holder))
 }
 
 // run does what a command line says and returns nydusd's exit code: 0, 1 when the daemon
 // could not serve, 2 for a command line that means nothing.
-func run(args, environ []string) int {
+func run(args, environ []string, holder *daemon.Holder) int {
 	c, err := parse(args, environ)
 	if err == nil && c.output != "" {
 		fmt.Print(c.output)
 		return 0
 	}
+	if err == nil && holder == nil && c.kept() {
+		code, err := keep(args)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "erofsd:", err)
+		}
+		return code
+	}
 	if err == nil {
+		c.holder = holder
 		err = c.serve()
 	}
 	if err == nil {
@@ -96,15 +109,20 @@ func (c *command) run(log *slog.Logger) error {
 	daemon.RelaxTimers(log)
 	o := c.options()
 	o.Logger = log
+	ctx, force := signals()
 	var err error
-	if o.Device, err = daemon.InheritedDevice(); err != nil {
+	if c.holder != nil {
+		o.Holder, err = c.holder, c.holder.Begin(ctx, log)
+	} else {
+		o.Device, err = daemon.InheritedDevice()
+	}
+	if err != nil {
 		return err
 	}
 	d, err := daemon.NewControl(o, c.config.Daemon.Socket)
 	if err != nil {
 		return err
 	}
-	ctx, force := signals()
 	err = d.Run(ctx, force, c.config.Daemon.Socket)
 	log.Info("nydusd quits")
 	return err

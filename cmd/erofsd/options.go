@@ -40,6 +40,7 @@ func commonOptions() []option {
 			c.config.Daemon.Transport = v
 			return nil
 		}},
+		{"keeper", "", "", "start the daemon again when it dies, and hand over what it had; no reader notices. --keeper=false: one process", "true, with singleton false", setKeeper},
 		{"no-completion", "", "", "do not fetch the rest of an image in the background", "", func(c *command, _ string) error {
 			c.noCompletion = true
 			return nil
@@ -107,6 +108,15 @@ func setSocket(c *command, v string) error {
 		return errors.New("want a path")
 	}
 	c.config.Daemon.Socket = v
+	return nil
+}
+
+func setKeeper(c *command, v string) error {
+	on, err := strconv.ParseBool(v)
+	if err != nil {
+		return errors.New("want true or false")
+	}
+	c.config.Daemon.Keeper, c.keeperGiven = on, true
 	return nil
 }
 

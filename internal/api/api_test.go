@@ -54,6 +54,8 @@ func (f *fake) Evict(_ context.Context, r EvictRequest) (Cache, error) {
 	return Cache{Bytes: r.Target}, f.take(r)
 }
 
+func (f *fake) Upgrade(_ context.Context, r UpgradeRequest) error { return f.take(r) }
+
 func (f *fake) Version(context.Context) (VersionInfo, error) { return VersionInfo{PID: 7}, f.err }
 
 func (f *fake) Health(context.Context) error { return f.err }
@@ -153,6 +155,7 @@ func TestCalls(t *testing.T) {
 			a, err := c.Evict(ctx, EvictRequest{Target: 9})
 			return errors.Join(err, want(a.Bytes, 9))
 		}},
+		"upgrade": {UpgradeRequest{Executable: "/e"}, func() error { return c.Upgrade(ctx, UpgradeRequest{Executable: "/e"}) }},
 		"version": {nil, func() error {
 			v, err := c.Version(ctx)
 			return errors.Join(err, want(int64(v.PID), 7))

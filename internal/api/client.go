@@ -75,6 +75,12 @@ func (c *Client) Evict(ctx context.Context, r EvictRequest) (a Cache, err error)
 	return a, c.call(ctx, http.MethodPost, "/cache/evict", r, &a)
 }
 
+// Upgrade replaces the daemon's worker. When it returns the successor is about to take
+// over; requests that come meanwhile wait for it.
+func (c *Client) Upgrade(ctx context.Context, r UpgradeRequest) error {
+	return c.act(ctx, "/upgrade", r)
+}
+
 // Status returns the daemon's state.
 func (c *Client) Status(ctx context.Context) (s Status, err error) {
 	return s, c.call(ctx, http.MethodGet, "/status", nil, &s)

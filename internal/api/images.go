@@ -58,6 +58,11 @@ type Cache struct {
 	Images int   `json:"images"` // kept
 }
 
+// An UpgradeRequest asks for another worker.
+type UpgradeRequest struct {
+	Executable string `json:"executable,omitempty"` // absolute path; "": the keeper's own again
+}
+
 // An EvictRequest asks for room: images that are neither used nor pinned go, the least
 // recently used first.
 type EvictRequest struct {

@@ -20,6 +20,7 @@ type Service interface {
 	Status(ctx context.Context) (Status, error)
 	Cache(ctx context.Context) (Cache, error)
 	Evict(ctx context.Context, r EvictRequest) (Cache, error)
+	Upgrade(ctx context.Context, r UpgradeRequest) error
 	Version(ctx context.Context) (VersionInfo, error)
 	// Health is an error when the daemon does not serve the kernel.
 	Health(ctx context.Context) error

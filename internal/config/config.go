@@ -23,6 +23,7 @@ type Daemon struct {
 	Transport    string   `key:"transport"`     // auto, fanotify or cachefiles
 	FillTimeout  Duration `key:"fill_timeout"`  // a read that gets no data fails after so long
 	RlimitNofile int      `key:"rlimit_nofile"` // file descriptors; 0: as it is
+	Keeper       bool     `key:"keeper"`        // a second process outlives the daemon and starts it again
 }
 
 // Log is where records go, and which.
@@ -62,6 +63,7 @@ func Default() Config {
 			Transport:    "auto",
 			FillTimeout:  Duration(time.Minute),
 			RlimitNofile: 1000000,
+			Keeper:       true,
 		},
 		Log:        Log{Level: "info", Format: "text", RotationKeep: 10},
 		Cachefiles: Cachefiles{Threads: maxThreads},

@@ -84,13 +84,17 @@ func (d *Daemon) Bind(ctx context.Context, r boundImage) error {
 	}
 	defer d.placing.give()
 	if old := d.bound(b.key); old != nil {
-		return errors.Join(d.rebind(ctx, old, b), b.close())
+		err := d.rebind(ctx, old, b)
+		if err == nil {
+			err = d.holdBinding(ctx, old)
+		}
+		return errors.Join(err, b.close())
 	}
 	if err := d.register(ctx, b, tmp); err != nil {
 		return errors.Join(fmt.Errorf("bind image %s: %w", b.key, err), b.close())
 	}
 	d.log.Info("bound", "image", b.key.id, "domain", b.key.domain)
-	return nil
+	return d.holdBinding(ctx, b)
 }
 
 func validateBound(k imageKey) error {
@@ -289,6 +293,7 @@ func (d *Daemon) leave(b *binding) {
 	b.cancel()
 	img := b.img
 	d.mu.Unlock()
+	d.o.Holder.drop(heldBinding+b.key.String(), func() bool { return d.bound(b.key) != nil })
 	if img != nil {
 		d.release(img)
 	}

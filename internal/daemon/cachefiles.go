@@ -15,6 +15,7 @@ import (
 
 	"github.com/erofsd/erofsd/cachefiles"
 	"github.com/erofsd/erofsd/internal/api"
+	"github.com/erofsd/erofsd/internal/failpoint"
 )
 
 // defaultDomain is the domain of images that ask for none: they share their blobs,
@@ -72,10 +73,13 @@ func startCachefiles(d *Daemon) (_ transport, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := d.o.Holder.put(d.ctx, heldDevice, nil, t.device.File()); err != nil {
+		return nil, errors.Join(err, t.device.Close())
+	}
 	d.log.Info(fmt.Sprintf("Create fscache instance at %s with tag %s, %d working threads", // nydusd's words
 		t.device.Dir(), cmp.Or(d.o.FscacheTag, "<none>"), d.o.FillThreads))
 	t.server = cachefiles.NewServer(t.device, t, cachefiles.Options{
-		Logger: d.log, Deadline: d.o.FillTimeout, MaxInFlight: d.o.FillThreads, Handover: d.o.Handover,
+		Logger: d.log, Deadline: d.o.FillTimeout, MaxInFlight: d.o.FillThreads, Handover: d.o.Handover || d.o.Holder != nil,
 		Observer: d.measured.cachefiles,
 	})
 	return t, nil
@@ -109,6 +113,9 @@ func (t *cachefilesTransport) stats() api.Kernel {
 	s := t.server.Stats()
 	return api.Kernel{Events: s.Requests, Denied: s.Refused + s.Failed, InFlight: s.InFlight, Malformed: s.Malformed}
 }
+
+// leave ends the server, which with a holder leaves what is unanswered to restore.
+func (t *cachefilesTransport) leave(stop context.CancelFunc) { stop() }
 
 func (t *cachefilesTransport) close(bool) error { return t.device.Close() }
 
@@ -340,6 +347,7 @@ func (t *cachefilesTransport) busy(img *image) bool {
 // open. Without it they are dead: nothing can be read from them any more, so they
 // are detached.
 func (t *cachefilesTransport) adopt(ctx context.Context) error {
+	defer close(t.d.adopted)
 	mounts, err := t.d.ownMounts()
 	if err != nil {
 		return err
@@ -353,6 +361,7 @@ func (t *cachefilesTransport) adopt(ctx context.Context) error {
 			}
 			continue
 		}
+		failpoint.Hit("daemon.cachefiles.takeover.adopt")
 		img, src, err := t.d.reacquire(ctx, own.key)
 		if err != nil {
 			t.d.log.Error("cannot go on with an image of an earlier daemon; what it lacks reads as EIO", "image", own.key.id, "mountpoint", own.Point, "err", err)
@@ -364,5 +373,10 @@ func (t *cachefilesTransport) adopt(ctx context.Context) error {
 	if !t.inherited {
 		return nil
 	}
-	return t.device.Restore()
+	failpoint.Hit("daemon.cachefiles.takeover.adopted")
+	if err := t.device.Restore(); err != nil {
+		return err
+	}
+	failpoint.Hit("daemon.cachefiles.takeover.restored")
+	return nil
 }

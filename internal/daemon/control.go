@@ -68,6 +68,9 @@ func NewControl(o Options, socket string) (*Control, error) {
 	if o.Nydusd.Upgrade {
 		return c, nil
 	}
+	if o.Device == nil {
+		o.Device = o.Holder.take(heldDevice).File
+	}
 	d, err := New(o)
 	if err != nil && o.Nydusd.Supervisor != "" && errors.Is(err, unix.EBUSY) {
 		if _, stale := answered(socket); stale {
@@ -90,7 +93,7 @@ func (c *Control) Run(ctx, force context.Context, socket string) (err error) {
 	defer c.quit()
 	force, c.hurry = context.WithCancel(force)
 	defer c.hurry()
-	listeners, err := c.listen(socket)
+	listeners, err := c.listen(ctx, socket)
 	if err == nil {
 		err = c.begin(ctx)
 	}
@@ -99,6 +102,9 @@ func (c *Control) Run(ctx, force context.Context, socket string) (err error) {
 			c.log.Info("HTTP API server running at "+socket, "root", c.o.Root)
 			c.log.Info("http server started")
 		}
+		err = c.o.Holder.ready(ctx)
+	}
+	if err == nil {
 		err = c.serveAPI(ctx, listeners)
 	} else {
 		for _, l := range listeners {
@@ -118,7 +124,16 @@ func (c *Control) Run(ctx, force context.Context, socket string) (err error) {
 	if d == nil {
 		return err
 	}
-	return errors.Join(err, d.end(ctx, force))
+	select {
+	case <-d.yielded:
+		return errors.Join(err, d.yield())
+	default:
+	}
+	lost := d.isLost()
+	if err = errors.Join(err, d.end(ctx, force)); lost {
+		return err // a keeper starts another worker
+	}
+	return errors.Join(err, c.o.Holder.end())
 }
 
 // begin serves the kernel, if the daemon is there from the beginning.
@@ -131,6 +146,7 @@ func (c *Control) begin(ctx context.Context) error {
 			return fmt.Errorf("bind image %s of the configuration: %w", e.ID, err)
 		}
 	}
+	c.bindHeld(ctx)
 	c.changed(nydus.Init, nydus.Ready, "Mount")
 	if err := c.serveKernel(ctx, c.daemon); err != nil {
 		return err
@@ -146,8 +162,11 @@ func (c *Control) serveKernel(ctx context.Context, d *Daemon) error {
 	}
 	c.log.Info("serving", "root", c.o.Root, "transport", d.kernel.name())
 	go func() {
-		<-d.lost
-		c.quit() // nobody answers the kernel any more: end, so that the guard does
+		select {
+		case <-d.lost: // nobody answers the kernel any more: end, so that the guard does
+		case <-d.yielded:
+		}
+		c.quit()
 	}()
 	return nil
 }
@@ -175,9 +194,9 @@ func (c *Control) running() (*Daemon, error) {
 
 // listen opens the places where the API is to be had: the unix socket, unless it is "",
 // and with Metrics the TCP address, in this order.
-func (c *Control) listen(socket string) (all []net.Listener, err error) {
+func (c *Control) listen(ctx context.Context, socket string) (all []net.Listener, err error) {
 	if socket != "" {
-		l, err := listen(socket)
+		l, err := c.o.Holder.listen(ctx, socket)
 		if err != nil {
 			return nil, err
 		}
@@ -204,7 +223,7 @@ func (c *Control) serveAPI(ctx context.Context, listeners []net.Listener) error 
 	var servers []*http.Server
 	for _, l := range listeners {
 		if l.Addr().Network() == "unix" {
-			servers = append(servers, nydus.Server(h, c.log))
+			servers = append(servers, nydus.Server(c.adopted(h), c.log))
 			continue
 		}
 		servers = append(servers, &http.Server{
@@ -238,6 +257,21 @@ func serveAll(ctx context.Context, servers []*http.Server, listeners []net.Liste
 	}
 	wg.Wait()
 	return errors.Join(errs...)
+}
+
+// adopted is h for requests that come while a successor still takes images over: they
+// wait, and do not meet half a table.
+func (c *Control) adopted(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if d, err := c.running(); err == nil {
+			select {
+			case <-d.adopted:
+			case <-r.Context().Done():
+				return
+			}
+		}
+		h.ServeHTTP(w, r)
+	})
 }
 
 // serveOwn answers our own API.

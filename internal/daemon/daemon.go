@@ -52,6 +52,8 @@ type Options struct {
 
 	Nydusd NydusdOptions // of its API and its supervisor
 
+	Holder *Holder `json:"-"` // what outlives this process; nil: nothing does
+
 	Kernel FakeKernel `json:"-"` // for tests
 }
 
@@ -85,12 +87,16 @@ type Daemon struct {
 	devices    map[*blobmgr.Blob]*device
 	bindings   map[imageKey]*binding
 	remembered map[imageKey]config.Image // what a predecessor knew; written before begin only
+	before     []imageKey                // images that it had open; the same
 	culls      map[string]struct{}       // ids that are to be culled as soon as they can be
 
-	placing  turn          // serialises bindings
-	removing turn          // serialises removals of kept images
-	closed   chan struct{} // told, without waiting, when an image is closed
+	upgrading turn          // serialises upgrades
+	yielded   chan struct{} // closed when a successor waits for our end
+	placing   turn          // serialises bindings
+	removing  turn          // serialises removals of kept images
+	closed    chan struct{} // told, without waiting, when an image is closed
 
+	adopted    chan struct{} // closed when the images of a predecessor are in the tables
 	events     events
 	serving    atomic.Bool   // the kernel is answered
 	lost       chan struct{} // closed when it is not any more
@@ -137,14 +143,14 @@ func newDaemon(o Options) (*Daemon, error) {
 			return nil, err
 		}
 	}
-	lock, err := lockRoot(o.Root)
+	lock, err := o.Holder.lockRoot(context.Background(), o.Root)
 	if err != nil {
 		return nil, err
 	}
 	d := &Daemon{
 		o: o, lock: lock, log: o.Logger, metrics: prometheus.NewRegistry(), mounter: o.Kernel.Mounter,
 		images: map[imageKey]*image{}, mounts: map[string]*mount{}, devices: map[*blobmgr.Blob]*device{},
-		bindings: map[imageKey]*binding{}, culls: map[string]struct{}{}, remembered: map[imageKey]config.Image{}, placing: make(turn, 1), removing: make(turn, 1), closed: make(chan struct{}, 1), lost: make(chan struct{}),
+		bindings: map[imageKey]*binding{}, culls: map[string]struct{}{}, remembered: map[imageKey]config.Image{}, adopted: make(chan struct{}), upgrading: make(turn, 1), yielded: make(chan struct{}), placing: make(turn, 1), removing: make(turn, 1), closed: make(chan struct{}, 1), lost: make(chan struct{}),
 	}
 	if d.mounter == nil {
 		d.mounter = helperMounter{}
@@ -152,6 +158,7 @@ func newDaemon(o Options) (*Daemon, error) {
 	d.stores = newStores(o, d.metrics)
 	d.measured = newMetrics(d.metrics, d)
 	d.ctx, d.cancel = context.WithCancel(context.Background())
+	d.remember()
 	if err := d.start(); err != nil {
 		d.cancel()
 		return nil, errors.Join(err, lock.Close())
@@ -167,10 +174,18 @@ func (d *Daemon) start() (err error) {
 	}
 	d.blobs, err = blobmgr.New(blobmgr.Options{
 		Dir: filepath.Join(d.o.Root, "cache"), Logger: d.log, Registerer: d.metrics, NoCompletion: d.o.NoCompletion,
-		Attached: d.kernel.name() == Cachefiles,
+		Attached: d.kernel.name() == Cachefiles, Inherited: d.inherited,
 	})
 	if err != nil {
 		return errors.Join(fmt.Errorf("open cache: %w", err), d.kernel.close(true))
+	}
+	return nil
+}
+
+// inherited returns the cache file called name that a predecessor had open, nil if there is none.
+func (d *Daemon) inherited(name string) *os.File {
+	if t, ok := d.kernel.(*fanotifyTransport); ok {
+		return t.taken.file(name)
 	}
 	return nil
 }

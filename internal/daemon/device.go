@@ -68,7 +68,21 @@ func (d *Daemon) hold(id string, b *blobmgr.Blob) *device {
 // drop is the opposite of hold. The caller has made sure that the kernel has closed
 // the blob's file, or that it is complete.
 func (d *Daemon) drop(v *device) error {
-	return errors.Join(d.forget(v), v.blob.Close())
+	err := d.forget(v)
+	d.dropBlob(v)
+	return errors.Join(err, v.blob.Close())
+}
+
+// dropBlob has the keeper let go of v's file, unless somebody has it as a device.
+func (d *Daemon) dropBlob(v *device) {
+	if v.blob.File() == nil {
+		return // the kernel's
+	}
+	d.o.Holder.drop(heldBlob+cacheName(v.blob), func() bool {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return d.devices[v.blob] != nil
+	})
 }
 
 func (d *Daemon) forget(v *device) error {

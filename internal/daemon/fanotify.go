@@ -9,13 +9,16 @@ import (
 
 	"github.com/erofsd/erofsd/fanotify"
 	"github.com/erofsd/erofsd/internal/api"
+	"github.com/erofsd/erofsd/internal/failpoint"
 )
 
 // A fanotifyTransport marks the cache files and mounts with them as devices.
 type fanotifyTransport struct {
-	d     *Daemon
-	group *fanotify.Group // the kernel's fd
-	guard *guard          // nil when the kernel is a fake
+	d       *Daemon
+	group   *fanotify.Group // the kernel's fd
+	guard   *guard          // nil when the kernel is a fake
+	taken   *takenFiles     // of a predecessor, nil if there was none
+	journal *os.File        // of the group, nil without a keeper
 }
 
 // A mark is what is known of a cache file's mark. It must be there before EROFS
@@ -32,16 +35,58 @@ func startFanotify(d *Daemon) (transport, error) {
 	if t.group != nil {
 		return t, nil
 	}
-	var err error
-	t.group, err = fanotify.NewGroup(fanotify.Options{Logger: d.log, Deadline: d.o.FillTimeout, Observer: d.measured.fanotify})
-	if err != nil {
+	if err := t.openGroup(); err != nil {
 		return nil, fmt.Errorf("open fanotify group: %w", err)
 	}
-	t.guard, err = startGuard(t.group.File(), d.lock, filepath.Join(d.o.Root, "cache"))
-	if err != nil {
+	if err := t.openGuard(); err != nil {
 		return nil, errors.Join(err, t.group.Close())
 	}
 	return t, nil
+}
+
+// openGroup takes the group over from a predecessor, or makes one.
+func (t *fanotifyTransport) openGroup() (err error) {
+	h := t.d.o.Holder
+	o := fanotify.Options{Logger: t.d.log, Deadline: t.d.o.FillTimeout, Observer: t.d.measured.fanotify}
+	if err := h.journal(t.d.ctx, &o); err != nil {
+		return err
+	}
+	t.journal = o.Journal
+	if f := h.take(heldGroup).File; f != nil {
+		t.group, err = fanotify.NewGroupFromFile(f, o)
+		t.taken = newTakenFiles(t, h.takeAll(heldBlob))
+		return err
+	}
+	if t.group, err = fanotify.NewGroup(o); err != nil {
+		return err
+	}
+	if err := h.put(t.d.ctx, heldGroup, nil, t.group.File()); err != nil {
+		return errors.Join(err, t.group.Close())
+	}
+	return nil
+}
+
+// openGuard finds the guard of a predecessor, or starts one.
+func (t *fanotifyTransport) openGuard() (err error) {
+	h := t.d.o.Holder
+	pipe, process := h.take(heldGuard).File, h.take(heldGuardPID).File
+	if pipe != nil && process != nil {
+		t.guard = &guard{pipe: pipe, process: process}
+		return nil
+	}
+	t.guard, err = startGuard(t.group.File(), t.d.lock, filepath.Join(t.d.o.Root, "cache"))
+	if err != nil {
+		return err
+	}
+	// In this order: a pipe without its process is not used again, and closing it ends
+	// nothing while the keeper holds it.
+	if err = h.put(t.d.ctx, heldGuardPID, nil, t.guard.process); err == nil {
+		err = h.put(t.d.ctx, heldGuard, nil, t.guard.pipe)
+	}
+	if err != nil {
+		return errors.Join(err, t.guard.dismiss())
+	}
+	return nil
 }
 
 func (t *fanotifyTransport) name() string { return Fanotify }
@@ -60,11 +105,21 @@ func (t *fanotifyTransport) stats() api.Kernel {
 // for what is still in use.
 func (t *fanotifyTransport) close(orderly bool) error {
 	var err error
-	if orderly && t.guard != nil {
+	switch {
+	case t.guard == nil:
+	case orderly:
 		err = t.guard.dismiss()
+	default:
+		err = t.guard.release()
 	}
-	return errors.Join(err, t.group.Close())
+	err = errors.Join(err, t.taken.close(), t.group.Close())
+	if t.journal != nil {
+		err = errors.Join(err, t.journal.Close())
+	}
+	return err
 }
+
+func (t *fanotifyTransport) leave(context.CancelFunc) { t.group.Leave() }
 
 func (t *fanotifyTransport) add(context.Context, *image) error { return nil }
 
@@ -106,7 +161,7 @@ func (t *fanotifyTransport) mount(ctx context.Context, img *image, s MountSpec) 
 	for _, v := range img.devices {
 		s.Devices = append(s.Devices, v.blob.File())
 	}
-	if err := t.pin(img.devices); err != nil {
+	if err := t.pin(ctx, img.devices); err != nil {
 		return fmt.Errorf("mark cache files: %w", err)
 	}
 	defer t.unpin(img.devices)
@@ -131,8 +186,15 @@ func (t *fanotifyTransport) busy(img *image) bool {
 	return false
 }
 
-// pin sets the marks of vs and keeps them until unpin.
-func (t *fanotifyTransport) pin(vs []*device) error {
+// pin sets the marks of vs and keeps them until unpin. The keeper has the files before
+// they are marked: opened later they would raise events for their own daemon.
+func (t *fanotifyTransport) pin(ctx context.Context, vs []*device) error {
+	for _, v := range vs {
+		if err := t.d.o.Holder.putBlob(ctx, v.blob); err != nil {
+			return err
+		}
+	}
+	failpoint.Hit("daemon.fanotify.held")
 	t.d.mu.Lock()
 	defer t.d.mu.Unlock()
 	for i, v := range vs {
@@ -140,6 +202,7 @@ func (t *fanotifyTransport) pin(vs []*device) error {
 		if v.mark.on {
 			continue
 		}
+		failpoint.Hit("daemon.fanotify.mark")
 		if err := t.group.Watch(v.blob.File(), v); err != nil {
 			for _, v := range vs[:i+1] {
 				v.mark.pins--
@@ -147,6 +210,7 @@ func (t *fanotifyTransport) pin(vs []*device) error {
 			return err
 		}
 		v.mark.on = true
+		failpoint.Hit("daemon.fanotify.marked")
 	}
 	return nil
 }
@@ -182,6 +246,8 @@ func (t *fanotifyTransport) idle(v *device) error {
 		return nil
 	}
 	v.mark.on = false
+	failpoint.Hit("daemon.fanotify.unmark")
+	defer failpoint.Hit("daemon.fanotify.unmarked")
 	return t.group.Unwatch(v.blob.File())
 }
 
@@ -194,6 +260,10 @@ func (t *fanotifyTransport) adopt(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if t.taken != nil {
+		return t.taken.begin(mounts)
+	}
+	defer close(t.d.adopted)
 	for _, m := range mounts {
 		if t.adoptOne(ctx, m) {
 			t.d.log.Info("took over a complete image", "image", m.key.id, "mountpoint", m.Point)
@@ -216,7 +286,7 @@ func (t *fanotifyTransport) adoptOne(ctx context.Context, own ownMount) bool {
 		t.d.log.Warn("open the image of an earlier daemon", "image", own.key.id, "err", err)
 		return false
 	}
-	if err := t.pin(img.devices); err != nil {
+	if err := t.pin(ctx, img.devices); err != nil {
 		t.d.log.Warn("mark the files of an earlier daemon", "image", own.key.id, "err", err)
 	}
 	defer t.unpin(img.devices)

@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/erofsd/erofsd/fanotify"
 )
 
@@ -39,10 +41,12 @@ const (
 // then and nothing else.
 func IsGuard(args []string) bool { return len(args) > 0 && args[0] == guardName }
 
-// A guard is the daemon's end of the guard process.
+// A guard is the daemon's end of the guard process. It may have been started by a
+// predecessor of this process.
 type guard struct {
-	cmd  *exec.Cmd
-	pipe *os.File
+	pipe    *os.File  // closing the last of it tells the guard that nobody serves any more
+	process *os.File  // pidfd
+	cmd     *exec.Cmd // nil when a predecessor started it
 }
 
 // startGuard starts the guard process for the group and the cache directory.
@@ -61,14 +65,46 @@ func startGuard(group, lock *os.File, cache string) (*guard, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", guardName, err), w.Close())
 	}
-	return &guard{cmd, w}, nil
+	fd, err := unix.PidfdOpen(cmd.Process.Pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("watch %s: %w", guardName, err), w.Close(), cmd.Process.Kill(), cmd.Wait())
+	}
+	return &guard{w, os.NewFile(uintptr(fd), guardName), cmd}, nil
 }
+
+// dismissTime is how long a guard may take to end.
+const dismissTime = 5 * time.Second
 
 // dismiss ends the guard: the daemon ends in order and nobody needs it.
 func (g *guard) dismiss() error {
 	_, err := g.pipe.Write([]byte{0})
-	return errors.Join(err, g.pipe.Close(), g.cmd.Wait())
+	return errors.Join(err, g.pipe.Close(), g.wait(), g.process.Close())
 }
+
+// wait waits for the end of the guard, which still has the lock on the root.
+func (g *guard) wait() error {
+	if g.cmd != nil {
+		return g.cmd.Wait()
+	}
+	raw, err := g.process.SyscallConn()
+	if err == nil {
+		err = g.process.SetReadDeadline(time.Now().Add(dismissTime))
+	}
+	if err != nil {
+		return err
+	}
+	err = raw.Read(func(fd uintptr) bool { // a pidfd is readable once its process has ended
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		return n > 0 || err != nil && err != unix.EINTR
+	})
+	if err != nil {
+		return fmt.Errorf("wait for the end of %s: %w", guardName, err)
+	}
+	return nil
+}
+
+// release leaves the guard to whoever else holds its pipe.
+func (g *guard) release() error { return errors.Join(g.pipe.Close(), g.process.Close()) }
 
 // Guard runs the guard process and returns its exit code.
 func Guard(args []string) int {

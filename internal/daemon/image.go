@@ -11,6 +11,7 @@ import (
 	"github.com/erofsd/erofsd/blobmgr"
 	"github.com/erofsd/erofsd/erofs"
 	"github.com/erofsd/erofsd/internal/chunk"
+	"github.com/erofsd/erofsd/internal/failpoint"
 )
 
 // An image is an admitted bootstrap with its blobs open. Mounts of the same
@@ -121,10 +122,14 @@ func (d *Daemon) open(ctx context.Context, img *image, src *source) (err error) 
 	if err := d.writeRecord(img, src); err != nil {
 		return err
 	}
+	failpoint.Hit("daemon.recorded")
 	src.tables = nil // the cache has them by now
 	d.mu.Lock()
 	img.src = src
 	d.mu.Unlock()
+	if err := d.holdImage(ctx, img); err != nil {
+		return err
+	}
 	d.background.Go(func() {
 		d.hint(img, m)
 		if src.prefetch.Mode == blobmgr.All {
@@ -265,6 +270,11 @@ func (d *Daemon) closeIfIdle(img *image) bool {
 func (d *Daemon) closeImage(img *image) error {
 	close(img.closed)
 	d.kernel.remove(img)
+	d.o.Holder.drop(heldImage+img.key.String(), func() bool {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return d.images[img.key] != nil
+	})
 	errs := []error{img.boot.Close()}
 	for _, v := range img.devices {
 		errs = append(errs, d.drop(v))

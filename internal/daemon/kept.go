@@ -15,6 +15,7 @@ import (
 	"github.com/erofsd/erofsd/blobmgr"
 	"github.com/erofsd/erofsd/cachefiles"
 	"github.com/erofsd/erofsd/internal/api"
+	"github.com/erofsd/erofsd/internal/failpoint"
 )
 
 // quotaEvery is how often the cache's size is compared with its limit.
@@ -141,6 +142,7 @@ func (d *Daemon) removeKept(ctx context.Context, k kept) error {
 			}
 		}
 	}
+	failpoint.Hit("daemon.remove")
 	var errs []error
 	for _, b := range k.Blobs {
 		if !shared[b] {

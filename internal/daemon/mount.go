@@ -18,6 +18,7 @@ import (
 	"github.com/erofsd/erofsd/cachefiles"
 	"github.com/erofsd/erofsd/internal/api"
 	"github.com/erofsd/erofsd/internal/config"
+	"github.com/erofsd/erofsd/internal/failpoint"
 )
 
 // A mount is one place where an image is mounted. It is in the table from the
@@ -239,6 +240,8 @@ func (d *Daemon) attach(ctx context.Context, img *image, target *os.File) error 
 		}
 		d.log.Debug("clone a mount", "mountpoint", m.Point, "err", err) // it may be gone by now
 	}
+	failpoint.Hit("daemon.mount")
+	defer failpoint.Hit("daemon.mounted")
 	return d.kernel.mount(ctx, img, MountSpec{Target: target})
 }
 

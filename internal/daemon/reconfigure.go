@@ -62,8 +62,9 @@ func (c *Control) SetConfig(ctx context.Context, id string, values map[string]st
 	}
 	maps.Copy(all, values)
 	c.values[id] = all
+	known := maps.Clone(c.values)
 	c.mu.Unlock()
-	return d.reconfigure(ctx, id, values)
+	return errors.Join(d.reconfigure(ctx, id, values), c.o.Holder.putJSON(ctx, heldValues, known))
 }
 
 // withValues returns c with what nydus's API calls registry_auth, proxy_url and
@@ -146,8 +147,8 @@ func (d *Daemon) resource(ctx context.Context, b *binding, c config.Image) error
 	img := d.swap(b, &src, c)
 	d.mu.Unlock()
 	old.close()
-	if img == nil {
-		return nil
+	if err := d.holdBinding(ctx, b); err != nil || img == nil {
+		return err
 	}
 	return d.addSource(ctx, img, &src)
 }
@@ -173,6 +174,9 @@ func (d *Daemon) remount(ctx context.Context, img *image, c config.Image) error 
 	img.src = &src
 	d.mu.Unlock()
 	old.close()
+	if err := d.holdImage(ctx, img); err != nil {
+		return err
+	}
 	return d.addSource(ctx, img, &src)
 }
 

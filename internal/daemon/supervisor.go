@@ -34,7 +34,7 @@ type savedState struct {
 type savedImage struct {
 	Bound  bool            `json:"bound"` // by a name of its own
 	Pinned bool            `json:"pinned,omitempty"`
-	Entry  json.RawMessage `json:"entry"` // config.BlobEntry
+	Entry  json.RawMessage `json:"entry,omitempty"` // config.BlobEntry; empty: its record says all
 }
 
 // A saved is what came back.
@@ -49,9 +49,8 @@ func (d *Daemon) state() (savedState, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	add := func(k imageKey, src *source, c config.Image, bound bool) error {
-		e := config.BlobEntry{Type: "bootstrap", ID: k.id, DomainID: k.domain, Image: c, Bootstrap: src.boot}
-		text, err := e.MarshalState()
-		s.Images = append(s.Images, savedImage{Bound: bound, Pinned: src.record.Pinned, Entry: text})
+		saved, err := saveImage(k, src, &c, bound)
+		s.Images = append(s.Images, saved)
 		return err
 	}
 	for k, b := range d.bindings {
@@ -71,6 +70,17 @@ func (d *Daemon) state() (savedState, error) {
 		}
 	}
 	return s, nil
+}
+
+// saveImage is what a later daemon needs to know of an image; c is nil if its record says all.
+func saveImage(k imageKey, src *source, c *config.Image, bound bool) (savedImage, error) {
+	s := savedImage{Bound: bound, Pinned: src.record.Pinned}
+	if c == nil {
+		return s, nil
+	}
+	var err error
+	s.Entry, err = config.BlobEntry{Type: "bootstrap", ID: k.id, DomainID: k.domain, Image: *c, Bootstrap: src.boot}.MarshalState()
+	return s, err
 }
 
 // sendState gives the state and the device to the supervisor.

@@ -56,6 +56,9 @@ type transport interface {
 	// fd is the kernel's fd that a later daemon can go on with, nil if there is none.
 	fd() *os.File
 	stats() api.Kernel
+	// leave ends serve, whose context stop ends, so that a successor can go on: what is under
+	// way may come to its end, and nothing is denied.
+	leave(stop context.CancelFunc)
 	// close lets go of the kernel. Unless the end is orderly it is still in use.
 	close(orderly bool) error
 }
@@ -63,6 +66,9 @@ type transport interface {
 // startTransport meets the kernel in the way that o asks for. Auto takes cachefiles
 // where the kernel or Root's file system cannot do fanotify.
 func startTransport(d *Daemon) (transport, error) {
+	if d.o.Holder.inherits(heldGroup) {
+		return startFanotify(d)
+	}
 	if d.o.Handover && os.Getenv("NOTIFY_SOCKET") == "" {
 		return nil, errors.New("--handover needs a service manager that keeps the device (NOTIFY_SOCKET is not set)")
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/erofsd/erofsd/internal/api"
+	"github.com/erofsd/erofsd/internal/failpoint"
 )
 
 // Unmount unmounts the image at a mount point. An image that is used elsewhere
@@ -29,6 +30,7 @@ func (d *Daemon) Unmount(ctx context.Context, r api.UnmountRequest) error {
 	d.mu.Unlock()
 
 	err := d.mounter.Unmount(ctx, point, false)
+	failpoint.Hit("daemon.unmounted")
 	d.mu.Lock()
 	m.busy = false
 	if err == nil {

@@ -24,12 +24,19 @@ type point struct {
 }
 
 var points = sync.OnceValue(func() map[string]*point {
-	list, err := parse(os.Getenv(env))
+	text, err := script(os.Getenv(env))
+	var list map[string]*point
+	if err == nil {
+		list, err = parse(text)
+	}
 	if err != nil {
 		panic(fmt.Sprintf("read %s: %v", env, err))
 	}
 	return list
 })
+
+// Enabled says that the build has the tag failpoint.
+const Enabled = true
 
 // Hit marks a place where a test may kill the process. It is safe for concurrent
 // use.
@@ -54,6 +61,21 @@ func Hit(name string) {
 	case "stop":
 		raise(syscall.SIGSTOP)
 	}
+}
+
+// script returns what this process shall do. "@FILE" names a file with a line for each
+// process: whoever comes takes the first away, and does nothing when none is left.
+func script(s string) (string, error) {
+	name, isFile := strings.CutPrefix(s, "@")
+	if !isFile {
+		return s, nil
+	}
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return "", err
+	}
+	line, rest, _ := strings.Cut(string(text), "\n")
+	return line, os.WriteFile(name, []byte(rest), 0o600)
 }
 
 func raise(s syscall.Signal) {

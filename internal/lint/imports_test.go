@@ -51,7 +51,7 @@ var ours = map[string][]string{
 		"cachefiles", "erofs", "fanotify", "internal/api", "internal/api/nydus", "internal/chunk", "internal/config", "internal/keeper", "internal/kernel",
 	},
 
-	"cmd/erofsd":   {"internal/daemon", "internal/config", "internal/logging"},
+	"cmd/erofsd":   {"internal/daemon", "internal/config", "internal/keeper", "internal/logging"},
 	"cmd/erofsctl": {"backend", "backend/localfs", "backend/registry", "convert", "erofs", "fanotify", "cachefiles", "internal/api", "internal/chunk", "internal/daemon", "internal/kernel"},
 }
 

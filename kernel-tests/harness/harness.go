@@ -69,7 +69,7 @@ func StartDaemon(ctx context.Context, bin, root string, args ...string) (*Daemon
 	}
 }
 
-// PID is the daemon's process.
+// PID is the process that was started: the keeper, where there is one.
 func (d *Daemon) PID() int { return d.cmd.Process.Pid }
 
 // Stop unmounts every image of the daemon and ends it. It does so although
@@ -127,33 +127,57 @@ func (d *Daemon) AwaitComplete(ctx context.Context, mountpoint string) error {
 // clockTick is the unit of times in /proc/PID/stat, the same on every Linux.
 const clockTick = time.Second / 100
 
-// CPU returns the processor time that the daemon has used, its ended helper
-// processes included.
+// CPU returns the processor time that the daemon has used, its keeper's and its ended
+// helper processes' included.
 func (d *Daemon) CPU() (time.Duration, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", d.PID()))
-	if err != nil {
-		return 0, err
-	}
-	_, rest, _ := strings.Cut(string(stat), ") ") // the name before may hold anything
-	fields := strings.Fields(rest)
-	if len(fields) < 15 {
-		return 0, fmt.Errorf("/proc/%d/stat has %d fields", d.PID(), len(fields))
-	}
 	var ticks int64
-	for _, f := range fields[11:15] { // utime, stime, cutime, cstime
-		n, err := strconv.ParseInt(f, 10, 64)
+	err := d.each(func(pid int) error {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		if err != nil {
-			return 0, err
+			return err
 		}
-		ticks += n
-	}
-	return time.Duration(ticks) * clockTick, nil
+		_, rest, _ := strings.Cut(string(stat), ") ") // the name before may hold anything
+		fields := strings.Fields(rest)
+		if len(fields) < 15 {
+			return fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
+		}
+		for _, f := range fields[11:15] { // utime, stime, cutime, cstime
+			n, err := strconv.ParseInt(f, 10, 64)
+			if err != nil {
+				return err
+			}
+			ticks += n
+		}
+		return nil
+	})
+	return time.Duration(ticks) * clockTick, err
 }
 
-// Memory returns a size of the daemon from /proc/PID/status in bytes: VmHWM is
-// its peak so far, VmRSS its size now.
-func (d *Daemon) Memory(field string) (int64, error) {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.PID()))
+// each calls do for the daemon's processes: the keeper and its worker, or the only one.
+func (d *Daemon) each(do func(pid int) error) error {
+	v, err := d.Version(context.Background())
+	if err == nil {
+		err = do(v.PID)
+	}
+	if err == nil && v.PID != d.PID() {
+		err = do(d.PID())
+	}
+	return err
+}
+
+// Memory returns a size of the daemon, its keeper included, from /proc/PID/status in bytes:
+// VmHWM is its peak so far, VmRSS its size now.
+func (d *Daemon) Memory(field string) (sum int64, err error) {
+	err = d.each(func(pid int) error {
+		n, err := memory(pid, field)
+		sum += n
+		return err
+	})
+	return sum, err
+}
+
+func memory(pid int, field string) (int64, error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, err
 	}
@@ -163,5 +187,5 @@ func (d *Daemon) Memory(field string) (int64, error) {
 			return n << 10, err
 		}
 	}
-	return 0, fmt.Errorf("/proc/%d/status has no %s", d.PID(), field)
+	return 0, fmt.Errorf("/proc/%d/status has no %s", pid, field)
 }

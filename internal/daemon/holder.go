@@ -1,0 +1,351 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/erofsd/erofsd/blobmgr"
+	"github.com/erofsd/erofsd/fanotify"
+	"github.com/erofsd/erofsd/internal/config"
+	"github.com/erofsd/erofsd/internal/keeper"
+)
+
+// What the keeper holds for the next worker, by name.
+const (
+	heldLock     = "lock"     // on the root; its data is the root
+	heldJournal  = "journal"  // of the fanotify group; the keeper hands it over first
+	heldGroup    = "group"    // the fanotify group
+	heldGuard    = "guard"    // our end of the guard's pipe
+	heldGuardPID = "guardpid" // a pidfd of the guard
+	heldDevice   = "device"   // /dev/cachefiles, bound
+	heldListener = "listener" // of the API
+	heldValues   = "values"   // what Control.SetConfig was told
+	heldBlob     = "blob/"    // a cache file that was opened before its mark, by its name
+	heldImage    = "image/"   // a savedImage, by its key
+	heldBinding  = "binding/" // the same, of a bound image
+)
+
+// StateVersion is the version of what a worker leaves to its successor.
+const StateVersion = "1"
+
+// A Holder keeps with the keeper what must outlive this process, and has what a
+// predecessor left there. Nil is one that keeps nothing. It is safe for concurrent use,
+// but what was left is taken by one goroutine.
+type Holder struct {
+	client      *keeper.Client
+	log         *slog.Logger
+	left        map[string]keeper.Entry // by the predecessor, and not taken yet
+	reservation *fanotify.Reservation   // nil: there was no journal
+	socket      string                  // of the API
+	turn        turn                    // serialises what the keeper is told
+}
+
+// Connect returns the Holder of a worker; nil when this process was not started by a
+// keeper. It comes before anything else is opened: the kernel knows the events that a
+// predecessor left by descriptor numbers, which must not be used for others.
+func Connect() (*Holder, error) {
+	c, err := keeper.Connect()
+	if err != nil || c == nil {
+		return nil, err
+	}
+	c.StateVersion = StateVersion
+	h := &Holder{client: c, log: slog.New(slog.DiscardHandler), left: map[string]keeper.Entry{}, turn: make(turn, 1)}
+	if journal := c.Journal(); journal != nil {
+		if h.reservation, err = fanotify.Reserve(journal); err != nil {
+			return nil, fmt.Errorf("take over from the keeper: %w", err)
+		}
+	}
+	return h, nil
+}
+
+// Begin waits for the predecessor's end and gets what it left.
+func (h *Holder) Begin(ctx context.Context, log *slog.Logger) error {
+	h.log = log
+	entries, err := h.client.Entries(ctx)
+	if err == nil && h.reservation == nil && h.client.Journal() != nil {
+		h.reservation, err = fanotify.Reserve(h.client.Journal())
+	}
+	if err != nil {
+		return fmt.Errorf("take over from the keeper: %w", err)
+	}
+	for _, e := range entries {
+		h.left[e.Name] = e
+	}
+	return nil
+}
+
+// inherits reports whether a predecessor left something called name.
+func (h *Holder) inherits(name string) bool {
+	if h == nil {
+		return false
+	}
+	_, ok := h.left[name]
+	return ok
+}
+
+// take returns what the predecessor left under name, once; the zero Entry if nothing. The
+// keeper holds it on.
+func (h *Holder) take(name string) keeper.Entry {
+	if h == nil {
+		return keeper.Entry{}
+	}
+	e := h.left[name]
+	delete(h.left, name)
+	return e
+}
+
+// takeAll returns what was left under names that begin with prefix, by the rest of those.
+func (h *Holder) takeAll(prefix string) map[string]keeper.Entry {
+	out := map[string]keeper.Entry{}
+	if h == nil {
+		return out
+	}
+	for name := range h.left {
+		if rest, ok := strings.CutPrefix(name, prefix); ok {
+			out[rest] = h.take(name)
+		}
+	}
+	return out
+}
+
+// put has the keeper hold data and f, if not nil, which stays the caller's. Without a
+// keeper there is nothing to do, nor after its death: then there is no successor.
+func (h *Holder) put(ctx context.Context, name string, data []byte, f *os.File) error {
+	if h == nil {
+		return nil
+	}
+	if err := h.turn.take(ctx); err != nil {
+		return err
+	}
+	defer h.turn.give()
+	return h.done("hold "+name, h.client.Put(ctx, keeper.Entry{Name: name, Data: data, File: f}))
+}
+
+// putJSON is put of v.
+func (h *Holder) putJSON(ctx context.Context, name string, v any) error {
+	if h == nil {
+		return nil
+	}
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return h.put(ctx, name, data, nil)
+}
+
+// drop has the keeper let go of name, unless it is used again. Who uses it says so before
+// it puts the name.
+func (h *Holder) drop(name string, used func() bool) {
+	if h == nil {
+		return
+	}
+	h.turn <- struct{}{} // held for one answer of the keeper
+	defer h.turn.give()
+	if used() {
+		return
+	}
+	if err := h.done("let go of "+name, h.client.Drop(context.Background(), name)); err != nil {
+		h.log.Warn("the keeper holds more than it has to", "err", err)
+	}
+}
+
+// done is what becomes of the keeper's answer.
+func (h *Holder) done(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	select {
+	case <-h.client.Gone():
+		return nil
+	default:
+		return fmt.Errorf("have the keeper %s: %w", what, err)
+	}
+}
+
+// watch says so when the keeper dies before ctx is done.
+func (h *Holder) watch(ctx context.Context) {
+	select {
+	case <-h.client.Gone():
+		h.log.Error("the keeper died; images are served on, but if the daemon dies too, what is not in the cache reads as EIO. " +
+			"Restart the service when it suits you")
+	case <-ctx.Done():
+	}
+}
+
+// lockRoot is the lock of root, which a predecessor may have left.
+func (h *Holder) lockRoot(ctx context.Context, root string) (*os.File, error) {
+	if e := h.take(heldLock); e.File != nil {
+		if string(e.Data) != root {
+			return nil, errors.Join(fmt.Errorf("serve images from %s: the daemon before this one has the root %s; end that one first", root, e.Data), e.File.Close())
+		}
+		return e.File, nil
+	}
+	f, err := lockRoot(root)
+	if err != nil {
+		return nil, err
+	}
+	if err := h.put(ctx, heldLock, []byte(root), f); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// journal gives o the journal of the fanotify group, the predecessor's if there was one.
+// Without a keeper there is none: nobody could read it.
+func (h *Holder) journal(ctx context.Context, o *fanotify.Options) error {
+	if h == nil {
+		return nil
+	}
+	o.Reservation = h.reservation
+	if o.Journal = h.take(heldJournal).File; o.Journal != nil {
+		return nil
+	}
+	f, err := fanotify.NewJournal()
+	if err != nil {
+		return err
+	}
+	if err := h.put(ctx, heldJournal, nil, f); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	o.Journal = f
+	return nil
+}
+
+// holdImage has the keeper hold what the next worker needs to open img again: a record
+// has no credentials.
+func (d *Daemon) holdImage(ctx context.Context, img *image) error {
+	d.mu.Lock()
+	src := img.src
+	d.mu.Unlock()
+	saved, err := saveImage(img.key, src, src.config, false)
+	if err != nil {
+		return err
+	}
+	return d.o.Holder.putJSON(ctx, heldImage+img.key.String(), saved)
+}
+
+// holdBinding is holdImage of a bound image.
+func (d *Daemon) holdBinding(ctx context.Context, b *binding) error {
+	d.mu.Lock()
+	src, c := b.src, b.config
+	d.mu.Unlock()
+	saved, err := saveImage(b.key, src, &c, true)
+	if err != nil {
+		return err
+	}
+	return d.o.Holder.putJSON(ctx, heldBinding+b.key.String(), saved)
+}
+
+// remember reads what a predecessor left of the images that it had open.
+func (d *Daemon) remember() {
+	for name, e := range d.o.Holder.takeAll(heldImage) {
+		k := parseImageKey(name)
+		d.before = append(d.before, k)
+		entry, err := configured(e)
+		if err != nil {
+			d.log.Error("what the last worker knew of an image is lost; it is opened by its record, without credentials", "image", k.id, "err", err)
+		}
+		if entry != nil {
+			d.remembered[k] = entry.Image
+		}
+	}
+}
+
+// configured returns the configuration in an image's entry, nil if there is none.
+func configured(e keeper.Entry) (*config.BlobEntry, error) {
+	var saved savedImage
+	if err := json.Unmarshal(e.Data, &saved); err != nil || len(saved.Entry) == 0 {
+		return nil, err
+	}
+	entry, _, err := config.ParseBlobEntry(saved.Entry)
+	return &entry, err
+}
+
+// cacheName is b's name in the cache.
+func cacheName(b *blobmgr.Blob) string { return filepath.Base(b.Path()) }
+
+// putBlob has the keeper hold b's file.
+func (h *Holder) putBlob(ctx context.Context, b *blobmgr.Blob) error {
+	return h.put(ctx, heldBlob+cacheName(b), nil, b.File())
+}
+
+// listen opens the API's socket, a predecessor's if there is one: who connects meanwhile
+// waits and is not refused.
+func (h *Holder) listen(ctx context.Context, socket string) (net.Listener, error) {
+	if h == nil {
+		return listen(socket)
+	}
+	h.socket = socket
+	if e := h.take(heldListener); e.File != nil {
+		defer e.File.Close()
+		if string(e.Data) == socket {
+			return net.FileListener(e.File)
+		}
+	}
+	l, err := listen(socket)
+	if err != nil {
+		return nil, err
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false) // a successor listens there
+	f, err := l.(*net.UnixListener).File()
+	if err == nil {
+		err = errors.Join(h.put(ctx, heldListener, []byte(socket), f), f.Close())
+	}
+	if err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+// ready tells the keeper that the daemon serves, and watches the keeper until ctx is done.
+func (h *Holder) ready(ctx context.Context) error {
+	if h == nil {
+		return nil
+	}
+	go h.watch(ctx)
+	return h.done("know that the daemon serves", h.client.Ready(ctx))
+}
+
+// end tells the keeper that nobody is needed any more, and closes what was left and
+// nobody took.
+func (h *Holder) end() error {
+	if h == nil {
+		return nil
+	}
+	var errs []error
+	if h.socket != "" {
+		errs = append(errs, os.Remove(h.socket))
+	}
+	for name := range h.left {
+		if f := h.take(name).File; f != nil {
+			errs = append(errs, f.Close())
+		}
+	}
+	return errors.Join(append(errs, h.done("know of the end", h.client.End(context.Background())))...)
+}
+
+// bindHeld binds what a predecessor had bound.
+func (c *Control) bindHeld(ctx context.Context) {
+	h := c.o.Holder
+	if e := h.take(heldValues); e.Data != nil {
+		if err := json.Unmarshal(e.Data, &c.values); err != nil {
+			c.log.Error("what the API configured before is lost; configure it again", "err", err)
+		}
+	}
+	for name, held := range h.takeAll(heldBinding) {
+		e, err := configured(held)
+		if err == nil && e != nil {
+			err = c.bindEntry(ctx, c.daemon, *e)
+		}
+		if err != nil {
+			c.log.Error("an image that was bound before cannot be bound again; what it lacks reads as EIO", "image", name, "err", err)
+		}
+	}
+}

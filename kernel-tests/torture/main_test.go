@@ -1,0 +1,90 @@
+package torture
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"syscall"
+	"testing"
+
+	"github.com/erofsd/erofsd/internal/daemon"
+	"github.com/erofsd/erofsd/internal/keeper"
+	"github.com/erofsd/erofsd/internal/testenv"
+)
+
+// Names of processes, as argv[0], that this program is when it is not the test.
+const (
+	keeperName = "erofsd-torture"
+	workerName = "erofsd-torture-worker"
+)
+
+func TestMain(m *testing.M) {
+	switch {
+	case daemon.IsHelper(os.Args):
+		syscall.Exit(daemon.Helper(os.Args, os.Stdout)) // os.Exit takes a second with the race detector
+	case daemon.IsGuard(os.Args):
+		os.Exit(daemon.Guard(os.Args))
+	case os.Args[0] == keeperName:
+		os.Exit(runKeeper(os.Args[1:]))
+	case os.Args[0] == workerName:
+		os.Exit(runWorker(os.Args[1:]))
+	}
+	testenv.Main(m)
+}
+
+// runKeeper is what cmd/erofsd does as keeper.
+func runKeeper(args []string) int {
+	code, err := keeper.Run(context.Background(), keeper.Options{
+		Command: func(exe string) *exec.Cmd {
+			if exe == "" {
+				exe = "/proc/self/exe"
+			}
+			cmd := exec.Command(exe, args...)
+			cmd.Args[0] = workerName
+			cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+			return cmd
+		},
+		Logger:       slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		StateVersion: daemon.StateVersion,
+	})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "keeper:", err)
+	}
+	return code
+}
+
+// runWorker is what cmd/erofsd does as worker. args are the API's socket, and the options
+// in JSON.
+func runWorker(args []string) int {
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	holder, err := daemon.Connect()
+	signal.Ignore(syscall.SIGPIPE) // the keeper may be gone, and with it who reads the log
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	var o daemon.Options
+	if err == nil {
+		err = json.Unmarshal([]byte(args[1]), &o)
+	}
+	o.Logger = log
+	if err == nil && holder != nil {
+		o.Holder, err = holder, holder.Begin(ctx, log)
+	}
+	var c *daemon.Control
+	if err == nil {
+		c, err = daemon.NewControl(o, args[0])
+	}
+	if err == nil {
+		force, stopForce := signal.NotifyContext(context.Background(), syscall.SIGUSR1)
+		defer stopForce()
+		err = c.Run(ctx, force, args[0])
+	}
+	if err != nil {
+		log.Error("ended", "err", err)
+		return 1
+	}
+	return 0
+}
