@@ -33,7 +33,7 @@ func (t *fanotifyTransport) reclaim(ctx context.Context, q *quota, want int64, n
 	}
 	freed := int64(0)
 	for _, v := range vs {
-		coming = coming || v.blob.Doubtful() > 0
+		coming = coming || v.blob.Doubtful() > 0 && q.thaw > 0
 		if now && q.thaw.over() && freed < want {
 			n, err := t.punch(ctx, v, want-freed)
 			errs = append(errs, err)

@@ -21,7 +21,6 @@ import (
 
 	"github.com/erofsd/erofsd/fanotify"
 	"github.com/erofsd/erofsd/internal/api"
-	"github.com/erofsd/erofsd/internal/kernel"
 	"github.com/erofsd/erofsd/internal/testenv"
 )
 
@@ -385,80 +384,4 @@ func awaitUnlocked(t *testing.T, root string) {
 		}
 		return err == nil
 	})
-}
-
-// TestFreezer: what the cgroup-v1 freezer has frozen is seen, and for a grace after.
-func TestFreezer(t *testing.T) {
-	root := t.TempDir()
-	group := filepath.Join(root, "pod", "container")
-	if err := os.MkdirAll(group, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	for state, want := range map[string]bool{"THAWED\n": false, "FREEZING\n": true, "FROZEN\n": true} {
-		if err := os.WriteFile(filepath.Join(group, "freezer.state"), []byte(state), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if got, err := frozenBelow(root); got != want || err != nil {
-			t.Errorf("%q: frozen %v, %v", state, got, err)
-		}
-	}
-	if got, err := frozenBelow(filepath.Join(root, "gone")); got || err != nil {
-		t.Errorf("a group that is gone: %v, %v", got, err)
-	}
-	const cgroups = "#subsys_name\thierarchy\tnum_cgroups\tenabled\ncpu\t3\t1\t1\nfreezer\t%d\t1\t1\n"
-	if hasFreezer(fmt.Sprintf(cgroups, 0)) || !hasFreezer(fmt.Sprintf(cgroups, 7)) || hasFreezer("") {
-		t.Error("cannot tell whether there is a freezer")
-	}
-}
-
-// TestFreezerOfKernel does the same with the kernel's, where it is mounted.
-func TestFreezerOfKernel(t *testing.T) {
-	testenv.Root(t)
-	const root = "/sys/fs/cgroup/freezer"
-	group := filepath.Join(root, "erofsd-test")
-	if err := os.Mkdir(group, 0o700); errors.Is(err, os.ErrNotExist) {
-		testenv.Kernel(t, "cgroup-v1 freezer", fmt.Errorf("%w: %w", kernel.ErrNotSupported, err))
-	} else if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := os.Remove(group); err != nil {
-			t.Error(err)
-		}
-	})
-	var now thaw
-	look := func() {
-		t.Helper()
-		if err := now.tick(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	set := func(state string) {
-		t.Helper()
-		if err := os.WriteFile(filepath.Join(group, "freezer.state"), []byte(state), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for range graceTicks + 1 {
-		look()
-	}
-	if !now.over() {
-		t.Skip("somebody else has frozen something")
-	}
-	set("FROZEN")
-	look()
-	if now.over() {
-		t.Error("something frozen is not seen")
-	}
-	set("THAWED")
-	for range graceTicks {
-		look()
-	}
-	if now.over() {
-		t.Error("it is over within the grace")
-	}
-	look()
-	if !now.over() {
-		t.Error("it is never over")
-	}
 }
