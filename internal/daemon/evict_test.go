@@ -218,7 +218,12 @@ func TestEvictUnderReaders(t *testing.T) {
 				}
 			})
 		}
-		wg.Go(func() { d.remounts(ctx, t, x, rand.New(rand.NewPCG(seed, uint64(i)))) })
+		name := fmt.Sprint("shares-", i)
+		bind := api.BindRequest{ID: name, Bootstrap: x.Bootstrap, Config: localConfig(t, name, x.BlobDir, "")}
+		if err := d.BindImage(t.Context(), bind); err != nil {
+			t.Fatal(err)
+		}
+		wg.Go(func() { d.remounts(ctx, t, name, x, rand.New(rand.NewPCG(seed, uint64(i)))) })
 	}
 	most := int64(0)
 	for ctx.Err() == nil {
@@ -248,10 +253,15 @@ func TestEvictUnderReaders(t *testing.T) {
 	}
 }
 
-// remounts mounts x a second time, reads some of it and unmounts it, until ctx ends.
-func (d *testDaemon) remounts(ctx context.Context, t *testing.T, x *randomImage, r *rand.Rand) {
+// remounts mounts x again, as it is or as an image of another name that shares its blob,
+// reads some of it and unmounts it, until ctx ends.
+func (d *testDaemon) remounts(ctx context.Context, t *testing.T, name string, x *randomImage, r *rand.Rand) {
 	for ctx.Err() == nil {
-		m := d.mount(t, x.MountRequest)
+		again := x.MountRequest
+		if r.IntN(2) == 0 {
+			again = api.MountRequest{Image: name}
+		}
+		m := d.mount(t, again)
 		once, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
 		if err := x.reads(once, m, r); err != nil {
 			t.Errorf("a second mount: %v", err)
