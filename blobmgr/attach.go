@@ -126,4 +126,8 @@ type attachedFile struct{ AttachedFile }
 
 func (attachedFile) Datasync() error { return nil }
 
+func (attachedFile) PunchHole(int64, int64) error { return errors.ErrUnsupported }
+
+func (attachedFile) Reading(int64, int64) (bool, error) { return true, errors.ErrUnsupported }
+
 func (attachedFile) ReadAt([]byte, int64) (int, error) { return 0, errors.ErrUnsupported }

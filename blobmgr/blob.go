@@ -33,6 +33,9 @@ type Blob struct {
 	requests atomic.Int64
 	corrupt  atomic.Int64
 	ahead    *readahead
+	heat     []atomic.Uint32 // when each region was read last, see evict.go
+	proven   atomic.Uint32   // when a backend was last seen to have the blob; 0: it is not known, or failed since
+	unproven atomic.Uint32   // when none was, though asked; 0: never
 
 	// Completion:
 	hurry    atomic.Bool  // a reader wants everything
@@ -63,6 +66,9 @@ type Blob struct {
 	gone     bool          // nor ever again
 	origins  []*origin     // newest first
 	prefetch Prefetch      // what counts of the images' wishes
+	doubted  []uint32      // when each region came in doubt, see evict.go; 0: it did not
+	rests    bool          // something was evicted, and nothing was missed since
+	strays   int           // flights that go on though everybody has left them
 	unasked  unasked       // what that has brought
 
 	images int // Opens not yet given back; guarded by the name's turn
@@ -121,6 +127,7 @@ func (b *Blob) openFiles(ctx context.Context, writeMeta bool) error {
 	b.size = b.table.Size()
 	units := b.table.Units()
 	b.present, b.suspect = newBitmap(units), newBitmap(units)
+	b.heat, b.doubted = make([]atomic.Uint32, regions(b.size)), make([]uint32, regions(b.size))
 	b.ahead = newReadahead(b)
 	if b.m.opt.Attached {
 		b.count()
@@ -204,7 +211,9 @@ func (b *Blob) removeMark() error {
 	if !b.m.dir.exists(b.name + cleanSuffix) {
 		return nil
 	}
+	b.mu.Lock()
 	b.dirty = true
+	b.mu.Unlock()
 	return b.m.dir.removeDurably(b.name + cleanSuffix)
 }
 

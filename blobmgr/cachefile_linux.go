@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,6 +22,11 @@ type cacheFile interface {
 	// Data calls yield for each run of data, in order, up to size (SEEK_DATA and
 	// SEEK_HOLE).
 	Data(size int64, yield func(off, end int64)) error
+	// Reading drops what can be dropped of [off, off+n) from the page cache and reports
+	// whether a read of the disk is under way there.
+	Reading(off, n int64) (bool, error)
+	// PunchHole gives the disk of [off, off+n) back; it reads as zeros then.
+	PunchHole(off, n int64) error
 }
 
 // A sparseFile is the cacheFile on disk.
@@ -43,6 +49,41 @@ func (f sparseFile) Data(size int64, yield func(off, end int64)) error {
 		yield(off, end)
 	}
 	return nil
+}
+
+// Reading compares how many pages are in the page cache (cachestat) with how many of
+// them are up to date (mincore): the others are being read. One that goes in between
+// counts as being read, too.
+func (f sparseFile) Reading(off, n int64) (bool, error) {
+	fd := int(f.Fd())
+	if err := unix.Fadvise(fd, off, n, unix.FADV_DONTNEED); err != nil {
+		return true, err
+	}
+	var cached unix.Cachestat_t
+	if err := unix.Cachestat(uint(fd), &unix.CachestatRange{Off: uint64(off), Len: uint64(n)}, &cached, 0); err != nil {
+		return true, err
+	}
+	if cached.Cache == 0 {
+		return false, nil
+	}
+	p, err := unix.Mmap(fd, off, int(n), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return true, err
+	}
+	defer unix.Munmap(p)
+	pages := make([]byte, (len(p)+os.Getpagesize()-1)/os.Getpagesize())
+	if _, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)), uintptr(unsafe.Pointer(&pages[0]))); errno != 0 {
+		return true, errno
+	}
+	good := uint64(0)
+	for _, page := range pages {
+		good += uint64(page & 1)
+	}
+	return good < cached.Cache, nil
+}
+
+func (f sparseFile) PunchHole(off, n int64) error {
+	return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 }
 
 // A directory is the cache directory. Names are used as they are, relative to the

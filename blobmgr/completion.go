@@ -147,12 +147,12 @@ func (b *Blob) completeSome(ctx context.Context, i int) {
 	}
 }
 
-// missingNow reports whether a needed unit is absent, and returns a channel that is
-// closed when that may have changed.
+// missingNow reports whether a needed unit is absent and to be fetched unasked, and
+// returns a channel that is closed when that may have changed.
 func (b *Blob) missingNow() (missing bool, changed <-chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.missing > 0, b.changed
+	return b.missing > 0 && b.completes(), b.changed
 }
 
 // waitQuiet waits until nobody missed anything for d, or somebody wants everything.

@@ -7,7 +7,8 @@
 //
 // Read [Blob] first: [Blob.Fill] in fill.go, then flight.go, which is one fetch, and
 // presence.go, which knows what is there. Then [Manager], which opens and shares
-// blobs. readahead.go and completion.go are the two that fetch unasked.
+// blobs. readahead.go and completion.go are the two that fetch unasked; evict.go takes
+// data away under readers, and room.go is the account that tells when.
 //
 // A cache directory holds for each blob: ID (after its domain and a comma, if it is in one), the plain bytes at their uncompressed
 // offsets; ID.meta, its chunk table and digests; and ID.clean, the units that were
@@ -22,7 +23,7 @@
 // in this order: written, marked, waiters woken.
 //
 // Locks are taken in the order Manager.mu, Blob.digests, readahead.mu, Blob.mu, and
-// none is held over I/O or a wait. What must be held over I/O is a [turn], which is
+// none is held over I/O or a wait; the account of room.go comes after all. What must be held over I/O is a [turn], which is
 // waited for with a context: Manager.names before Blob.durable.
 //
 //	m, err := blobmgr.New(blobmgr.Options{Dir: dir})

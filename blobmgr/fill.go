@@ -32,6 +32,7 @@ func (b *Blob) Ready(off, n int64) bool {
 	if err != nil || !b.present.all(first, last) {
 		return false
 	}
+	b.touch(off, n)
 	b.ahead.passed(first, last)
 	return true
 }
@@ -46,6 +47,9 @@ func (b *Blob) Ready(off, n int64) bool {
 // error is remembered: the next Fill tries anew.
 func (b *Blob) Fill(ctx context.Context, off, n int64) error {
 	first, last, err := b.span(off, n)
+	if err == nil {
+		b.touch(off, n)
+	}
 	if err == nil && b.present.all(first, last) {
 		b.ahead.passed(first, last)
 		return nil
@@ -73,8 +77,18 @@ func (b *Blob) span(off, n int64) (first, last int, err error) {
 	return b.table.UnitAt(off), b.table.UnitAt(off+n-1) + 1, nil
 }
 
-// fill makes the units [first, last) present, a bounded part of them at a time.
+// fill makes the units [first, last) present, a bounded part of them at a time; again
+// when some were evicted meanwhile.
 func (b *Blob) fill(ctx context.Context, first, last int) error {
+	for !b.present.all(first, last) {
+		if err := b.fillParts(ctx, first, last); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *Blob) fillParts(ctx context.Context, first, last int) error {
 	for next := true; first < last; next = false {
 		part := first + 1
 		for end := b.table.Unit(first).Off + maxFill; part < last && b.table.Unit(part).Off < end; part++ {
@@ -92,7 +106,7 @@ const maxUnasked = 3
 
 // fillPart fills [first, last); miss says that this is where a read begins.
 func (b *Blob) fillPart(ctx context.Context, first, last int, miss bool) error {
-	spare := maxUnasked
+	spare, pleaded := maxUnasked, false
 	for !b.present.all(first, last) {
 		flights, launched, err := b.join(first, last)
 		if err != nil {
@@ -114,6 +128,12 @@ func (b *Blob) fillPart(ctx context.Context, first, last int, miss bool) error {
 				err = nil // given up earlier than a read is, because nobody waited for it
 			}
 			b.leave(f)
+		}
+		if err != nil && !pleaded && diskFull(err) {
+			pleaded = true
+			if b.m.room.plead(ctx) {
+				err = nil
+			}
 		}
 		if err != nil {
 			return err
@@ -146,6 +166,10 @@ func (b *Blob) join(first, last int) (flights []*flight, launched bool, err erro
 		}
 	}
 	launched = len(absent) > 0
+	if launched && b.rests {
+		b.rests = false
+		b.nudgeLocked()
+	}
 	for len(absent) > 0 {
 		n := b.group(absent)
 		flights = append(flights, b.launch(absent[:n:n], demand, grant{}))
@@ -200,9 +224,13 @@ func (b *Blob) fetch(ctx context.Context, f *flight, o *origin, units []int) []i
 		err = blob.ReadAt(ctx, f.buf[:end-off], off)
 	}
 	if err != nil {
+		if ctx.Err() == nil {
+			b.proven.Store(0)
+		}
 		f.fail(units, err)
 		return units
 	}
+	b.proven.Store(b.m.clock.Load())
 	b.fetched.Add(end - off)
 	if f.kind == completion {
 		b.account(end - off)
@@ -333,9 +361,13 @@ func (b *Blob) verify(ctx context.Context, run []int) (wrong []int) {
 	return wrong
 }
 
+func diskFull(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}
+
 // full adds to a write error what helps.
 func full(err error) error {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+	if diskFull(err) {
 		return fmt.Errorf("%w: free space in the cache directory", err)
 	}
 	return err

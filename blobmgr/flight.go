@@ -18,9 +18,12 @@ const (
 	demand kind = iota
 	ahead
 	completion
+	eviction // the opposite: it makes doubtful units absent
 )
 
-func (k kind) String() string { return [...]string{"demand", "readahead", "completion"}[k] }
+func (k kind) String() string {
+	return [...]string{"demand", "readahead", "completion", "eviction"}[k]
+}
 
 // A flight makes some absent units present, with one read of the backend for all
 // that need one. It is in Blob.filling for each of them until it ends, or until
@@ -31,9 +34,11 @@ type flight struct {
 	grant  grant // for buf; background has it before the units are claimed
 	buf    []byte
 	cancel context.CancelFunc
+	room   int64 // disk that it was given
 	// waiters is guarded by Blob.mu. Flights that nobody asked for have one waiter
 	// who never leaves.
 	waiters int
+	landed  bool // guarded by Blob.mu
 	done    chan struct{}
 	errs    map[int]error // of units that stay absent; read only after done
 }
@@ -46,8 +51,10 @@ func (b *Blob) launch(units []int, k kind, g grant) *flight {
 	for _, u := range units {
 		b.filling[u] = f
 	}
+	f.room = b.growth(units)
 	if k == demand {
 		b.m.quiet.enter()
+		b.m.room.take(f.room)
 	}
 	b.work.Go(func() {
 		defer cancel()
@@ -69,6 +76,10 @@ func (b *Blob) land(f *flight) {
 	}
 	b.mu.Lock()
 	b.forget(f)
+	if f.landed = true; f.waiters == 0 {
+		b.strays--
+	}
+	b.m.room.land(f.room, f.room-b.growth(f.units))
 	finished := b.missing == 0 && !b.complete
 	b.mu.Unlock()
 	close(f.done)
@@ -93,6 +104,9 @@ func (b *Blob) leave(f *flight) {
 	if f.waiters--; f.waiters == 0 {
 		b.forget(f)
 		f.cancel()
+		if !f.landed {
+			b.strays++
+		}
 	}
 }
 
@@ -126,6 +140,9 @@ func (b *Blob) run(ctx context.Context, f *flight) {
 		return
 	}
 	todo = b.recheck(ctx, todo)
+	if f.kind == demand && len(todo) > 0 {
+		b.m.room.wait(ctx)
+	}
 	if f.kind != demand {
 		ctx = backend.WithPriority(ctx, backend.Prefetch)
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/erofsd/erofsd/internal/chunk"
@@ -55,6 +56,8 @@ type Manager struct {
 	// completions holds a token for each running request of all completions.
 	completions chan struct{}
 	quiet       quiet
+	room        *room
+	clock       atomic.Uint32 // in ticks, see Tick; from 1
 
 	mu     sync.Mutex // guards what follows
 	closed bool
@@ -87,13 +90,16 @@ func New(o Options) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open cache directory: %w", err)
 	}
-	return &Manager{
+	m := &Manager{
 		opt: o, log: o.Logger, dir: dir,
 		memory:      newMemory(o.MemoryLimit),
 		metrics:     newMetrics(o.Registerer),
 		completions: make(chan struct{}, completionRequests),
 		names:       make(map[string]*name),
-	}, nil
+		room:        newRoom(),
+	}
+	m.clock.Store(1)
+	return m, nil
 }
 
 // Open returns the blob that s describes; each Open is given back by one

@@ -79,6 +79,9 @@ func (b *Blob) beginAll() {
 
 // completes reports whether the rest of b is to be fetched. The caller holds mu.
 func (b *Blob) completes() bool {
+	if b.rests { // or what was evicted would come back at once
+		return false
+	}
 	switch b.prefetch.Mode {
 	case All:
 		return true

@@ -89,6 +89,7 @@ func (b *Blob) mark(units []int, gen uint64) {
 		}
 		b.present.set(u)
 		b.suspect.clear(u)
+		b.trust(u)
 		b.stored.Add(b.table.Unit(u).Len)
 		b.missing-- // only needed units are ever filled
 		b.dirty = true
@@ -102,6 +103,7 @@ func (b *Blob) doubt(changed []int) {
 		if b.present.has(u) {
 			b.present.clear(u)
 			b.suspect.set(u)
+			b.trust(u)
 			b.stored.Add(-b.table.Unit(u).Len)
 		}
 	}

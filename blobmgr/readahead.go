@@ -228,6 +228,10 @@ func (b *Blob) dispatch(ctx context.Context, first, last int, k kind) (*flight, 
 		still = still[:n]
 		next = still[n-1] + 1
 	}
+	if !b.m.room.try(b.growth(still), k) {
+		g.release()
+		return nil, last
+	}
 	return b.launch(still, k, g), next
 }
 
@@ -258,8 +262,11 @@ func (b *Blob) claimable(first, last int) (want []int) {
 	return want
 }
 
-// free reports whether unit u is absent and in nobody's flight. The caller holds mu.
-func (b *Blob) free(u int) bool { return !b.present.has(u) && b.filling[u] == nil }
+// free reports whether unit u is absent, in nobody's flight, and not about to be evicted:
+// from that only a reader saves it. The caller holds mu.
+func (b *Blob) free(u int) bool {
+	return !b.present.has(u) && b.filling[u] == nil && !(b.suspect.has(u) && b.doubted[b.region(u)] != 0)
+}
 
 // begin starts the background goroutines with the first miss. The caller holds mu.
 func (b *Blob) begin() {

@@ -66,7 +66,10 @@ func limit(st api.Status) string {
 	if st.CacheHigh == 0 {
 		return ""
 	}
-	return ", at most " + size(st.CacheHigh)
+	if st.CacheEvicted == 0 {
+		return ", at most " + size(st.CacheHigh)
+	}
+	return ", at most " + size(st.CacheHigh) + ", took " + size(st.CacheEvicted) + " from images in use"
 }
 
 func state(m api.Mount) string {

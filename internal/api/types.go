@@ -85,7 +85,9 @@ type Status struct {
 
 	Kept       []Kept `json:"kept"`             // images, the least recently used first
 	CacheBytes int64  `json:"cache_bytes"`      // of disk that they take
-	CacheHigh  int64  `json:"cache_high_bytes"` // above it images that are not in use go; 0: no limit
+	CacheHigh  int64  `json:"cache_high_bytes"` // above it images that are not in use go, then data of those that are; 0: no limit
+
+	CacheEvicted int64 `json:"cache_evicted_bytes"` // of images in use, since the daemon started
 }
 
 // Kernel counts the kernel's requests since the daemon started.

@@ -42,9 +42,12 @@ type Options struct {
 	Hasty bool
 
 	// High is how many bytes the cache may take before images that are not mounted go,
-	// the least recently used first, until it takes Low. 0: there is no limit. Low
-	// defaults to nine tenths of High.
+	// the least recently used first, and then data of images that are (quota.go), until
+	// it takes Low. 0: there is no limit. Low defaults to nine tenths of High.
 	High, Low int64
+	// Grace is how long a reader may be on its way to data that go; default 10 s, which
+	// is right for every machine. Tests have less.
+	Grace time.Duration
 
 	// Default is how an image gets its data that does not say so itself; its backend is
 	// for images that name none.
@@ -117,6 +120,9 @@ func New(o Options) (*Daemon, error) {
 	}
 	if o.FillTimeout == 0 {
 		o.FillTimeout = time.Minute
+	}
+	if o.Grace == 0 {
+		o.Grace = 10 * time.Second
 	}
 	if o.High > 0 && o.Low == 0 {
 		o.Low = o.High / 10 * 9

@@ -26,7 +26,7 @@ type fanotifyTransport struct {
 // blob: it can then come back later, when another image asks for chunks that the
 // blob does not have yet.
 type mark struct {
-	pins int // mounts under way that need it
+	pins int // mounts and evictions under way that need it
 	on   bool
 }
 

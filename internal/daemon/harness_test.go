@@ -80,6 +80,7 @@ type daemonOptions struct {
 	root       string // "": a new one on a file system that can do it
 	completion bool
 	high, low  int64
+	grace      time.Duration // of eviction
 	handover   bool
 	// start starts the daemon; nil: as a child of the test.
 	start func(*exec.Cmd) error
@@ -112,7 +113,7 @@ func startDaemon(t testing.TB, o daemonOptions) *testDaemon {
 	d := &testDaemon{root: o.root, socket: filepath.Join(o.root, "sock"), log: &testenv.Buffer{}, ended: make(chan struct{})}
 	d.Client = api.NewClient(d.socket)
 	d.cmd = exec.Command("/proc/self/exe")
-	options, err := json.Marshal(Options{Root: d.root, NoCompletion: !o.completion, High: o.high, Low: o.low, Handover: o.handover})
+	options, err := json.Marshal(Options{Root: d.root, NoCompletion: !o.completion, High: o.high, Low: o.low, Grace: o.grace, Handover: o.handover})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,9 +18,6 @@ import (
 	"github.com/erofsd/erofsd/internal/failpoint"
 )
 
-// quotaEvery is how often the cache's size is compared with its limit.
-const quotaEvery = 30 * time.Second
-
 // A kept is an image of which something is on disk.
 type kept struct {
 	key imageKey
@@ -202,23 +199,6 @@ func (d *Daemon) usage(all []kept) int64 {
 		}
 	}
 	return n
-}
-
-// watchQuota keeps the cache below its limit until the daemon ends.
-func (d *Daemon) watchQuota() {
-	t := time.NewTicker(quotaEvery)
-	defer t.Stop()
-	for {
-		if err := d.evict(d.ctx, d.o.High, d.o.Low); err != nil && d.ctx.Err() == nil {
-			d.log.Warn("make room in the cache", "err", err)
-		}
-		select {
-		case <-d.ctx.Done():
-			return
-		case <-t.C:
-		case <-d.closed: // there may be something to remove now
-		}
-	}
 }
 
 // errNoRoom says that a cache is as small as it can be made.

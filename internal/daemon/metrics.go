@@ -50,6 +50,7 @@ type reading struct {
 
 	blobs, completeBlobs int
 	needed, present      int64
+	evicted, waits       int64
 }
 
 // A figure is one number of a reading.
@@ -143,6 +144,10 @@ func cacheFigures(o Options) []figure {
 			func(*reading) int64 { return o.High }),
 		gauge("cache_low_bytes", "What the cache takes at most after images went from it; 0: there is no limit.",
 			func(*reading) int64 { return o.Low }),
+		counter("evicted_bytes_total", "Disk that was taken from images in use to keep the cache within its limit.",
+			func(r *reading) int64 { return r.evicted }),
+		counter("cache_room_waits_total", "Reads that waited until there was room in the cache.",
+			func(r *reading) int64 { return r.waits }),
 		gauge("cache_pending_culls", "Blobs that are to be removed as soon as the kernel has let go of them.",
 			func(r *reading) int64 { return int64(r.culls) }),
 	)
@@ -178,6 +183,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 func (m *metrics) read() *reading {
 	d := m.d
 	r := &reading{kernel: d.kernel.stats(), cache: m.cacheUsage(), errors: d.events.list().TotalErrors}
+	r.evicted, r.waits = d.blobs.Evicted()
 	var open []*image
 	var devices []*device
 	d.mu.Lock()

@@ -23,6 +23,7 @@ func (d *Daemon) Status(context.Context) (api.Status, error) {
 		return st, err
 	}
 	st.Kept, st.CacheBytes, st.CacheHigh = []api.Kept{}, d.usage(all), d.o.High
+	st.CacheEvicted, _ = d.blobs.Evicted()
 	for _, k := range all {
 		st.Kept = append(st.Kept, api.Kept{
 			ID: k.key.id, DomainID: k.key.domain, Source: k.Label, Used: k.used, InUse: k.open, Pinned: k.Pinned,

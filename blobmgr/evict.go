@@ -1,0 +1,387 @@
+package blobmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/erofsd/erofsd/backend"
+)
+
+// Data is evicted from a blob that is mounted in two steps, because a reader that was
+// told "it is there" reads the cache file after that, and nothing tells when it has:
+//
+//  1. Doubt: the clean mark goes, durably, and the units are suspect from then on. Their
+//     data stay where they are. No new reader is allowed to read them without Fill, which
+//     finds them right and present again, at the price of a digest.
+//  2. Punch, a grace of many ticks later: what is still in doubt, and whose region nobody
+//     asked for meanwhile, is punched.
+//
+// So whoever reads a hole was allowed to read it more than a grace ago. On its way from
+// the answer to its copy of the bytes (fs/read_write.c vfs_iocb_iter_read, then
+// mm/filemap.c filemap_read, 6.18) it is in the kernel and can be held up by
+//
+//   - the scheduler, a page allocation that reclaims: microseconds, in a bad moment a
+//     second. That is what the grace is for, of ten seconds and more;
+//   - the disk, for as long as a command to it may time out, minutes. Then its page is in
+//     the page cache and not up to date: Punch looks for such and puts the region off;
+//   - O_DIRECT: hole punching waits for those (inode_dio_wait);
+//   - the cgroup-v1 freezer, which may stop it where it waits for the answer, for hours.
+//     The caller of Punch must look that nothing was frozen during the grace. Freezing by
+//     cgroup v2, SIGSTOP, ptrace and CPU quotas of 6.18 stop a task only on its way back
+//     to user space.
+//
+// What is left is a task that is not run, or waits for memory, for longer than the grace.
+// Ticks count only while this process runs (Manager.Tick): a suspended or starved machine
+// has no grace that passed unseen.
+//
+// What EROFS has in its own page cache is right and stays right. Reads from there are not
+// seen here, so what only they use counts as not read. That is as it should be: the disk
+// is not needed for them.
+
+const (
+	// regionSize is what is evicted as a whole, in bytes of the cache file.
+	regionSize = 1 << 20
+	// proof is for how many ticks a backend that gave bytes is taken to have the blob, and
+	// doubts for how many one that gave none is not asked again.
+	proof, doubts = 60, 10
+	// probeSize and probeTime bound the read that finds out.
+	probeSize = 4 << 10
+	probeTime = 10 * time.Second
+)
+
+// region returns where unit u is evicted: where it begins.
+func (b *Blob) region(u int) int { return int(b.table.Unit(u).Off / regionSize) }
+
+func regions(size int64) int { return int((size + regionSize - 1) / regionSize) }
+
+// touch notes that [off, off+n) is read. Off is in the file.
+func (b *Blob) touch(off, n int64) {
+	if off >= b.size || n == 0 {
+		return
+	}
+	now := b.m.clock.Load()
+	for r := off / regionSize; r <= (min(off+n, b.size)-1)/regionSize; r++ {
+		if b.heat[r].Load() != now { // a line that all processors share is written only then
+			b.heat[r].Store(now)
+		}
+	}
+}
+
+// Tick advances the clock that eviction goes by. One goroutine calls it, about every
+// second; it must not make up for calls that it missed.
+func (m *Manager) Tick() { m.clock.Add(1) }
+
+// A Region is a part of a blob that is evicted as a whole.
+type Region struct {
+	Blob  *Blob
+	Read  uint32 // the tick at which it was read last
+	Bytes int64  // of disk that can be had
+	index int
+}
+
+// Regions appends the regions of b that have data which is not in doubt.
+func (b *Blob) Regions(out []Region) []Region {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i := range b.heat {
+		r := Region{Blob: b, Read: b.heat[i].Load(), index: i}
+		for u := range b.unitsOf(i) {
+			if b.present.has(u) || b.doubted[i] == 0 && b.suspect.has(u) {
+				r.Bytes += b.extent(u).n
+			}
+		}
+		if r.Bytes > 0 {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// unitsOf yields the units that begin in region i.
+func (b *Blob) unitsOf(i int) func(yield func(int) bool) {
+	return func(yield func(int) bool) {
+		end := int64(i+1) * regionSize
+		for u := b.within(int64(i) * regionSize); u < b.table.Units() && b.table.Unit(u).Off < end; u++ {
+			if !yield(u) {
+				return
+			}
+		}
+	}
+}
+
+// An extent is a run of the cache file.
+type extent struct{ off, n int64 }
+
+// extent returns the pages that unit u has for itself: units begin where pages do.
+func (b *Blob) extent(u int) extent {
+	x := b.table.Unit(u)
+	return extent{x.Off, (x.Len + 4095) &^ 4095}
+}
+
+// growth returns how much disk units take that do not have it. The caller holds mu.
+func (b *Blob) growth(units []int) (n int64) {
+	for _, u := range units {
+		if !b.present.has(u) && !b.suspect.has(u) {
+			n += b.extent(u).n
+		}
+	}
+	return n
+}
+
+// enter makes the caller one of those whom closing b waits for. ctx ends when b does.
+func (b *Blob) enter(ctx context.Context) (context.Context, func(), error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.closed:
+		return nil, nil, os.ErrClosed
+	case b.f == nil: // the kernel's
+		return nil, nil, errors.ErrUnsupported
+	}
+	b.work.Add(1)
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(b.ctx, func() { cancel(os.ErrClosed) })
+	return ctx, func() {
+		stop()
+		cancel(nil)
+		b.work.Done()
+	}, nil
+}
+
+// Doubt is the first step of evicting regions of b. Before it the kernel must ask again
+// before it reads the cache file. Units that are being filled are left out.
+//
+// An error means that nothing has changed: b is closed, its mark cannot be removed, or no
+// backend gives its bytes now, so that it would be a loss.
+func (b *Blob) Doubt(ctx context.Context, rs []Region) error {
+	ctx, leave, err := b.enter(ctx)
+	if err != nil {
+		return fmt.Errorf("evict from blob %s: %w", b.name, err)
+	}
+	defer leave()
+	if err = b.probe(ctx); err == nil {
+		err = b.durable.take(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("evict from blob %s: %w", b.name, err)
+	}
+	defer b.durable.give()
+	if err := b.removeMark(); err != nil {
+		return fmt.Errorf("evict from blob %s: %w", b.name, err)
+	}
+	b.digests.RLock()
+	defer b.digests.RUnlock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, r := range rs {
+		b.doubted[r.index] = b.m.clock.Load()
+		for u := range b.unitsOf(r.index) {
+			b.distrust(u)
+		}
+	}
+	b.dirty = true
+	if b.complete && b.missing > 0 {
+		b.complete = false
+		b.done = make(chan struct{})
+	}
+	b.nudgeLocked()
+	return nil
+}
+
+// distrust makes a present unit suspect. The caller holds digests and mu.
+func (b *Blob) distrust(u int) {
+	if !b.present.has(u) || b.filling[u] != nil {
+		return
+	}
+	b.present.clear(u)
+	b.suspect.set(u)
+	b.stored.Add(-b.table.Unit(u).Len)
+	if b.table.Needed(u) {
+		b.missing++
+	}
+}
+
+// probe is an error unless a backend has given bytes of b a short time ago, or does now.
+func (b *Blob) probe(ctx context.Context) error {
+	if at := b.proven.Load(); at != 0 && b.m.clock.Load()-at < proof {
+		return nil
+	}
+	if at := b.unproven.Load(); at != 0 && b.m.clock.Load()-at < doubts {
+		return errUnproven
+	}
+	ctx, cancel := context.WithTimeout(backend.WithPriority(ctx, backend.Prefetch), probeTime)
+	defer cancel()
+	b.mu.Lock()
+	origins := b.origins
+	b.mu.Unlock()
+	x := b.table.Unit(0)
+	p := make([]byte, min(x.CLen, probeSize))
+	err := errUnproven
+	for _, o := range origins {
+		var src backend.Blob
+		if src, err = o.open(ctx, b.entry.DataEnd()); err == nil {
+			err = src.ReadAt(ctx, p, x.COff)
+		}
+		if err == nil {
+			b.proven.Store(b.m.clock.Load())
+			return nil
+		}
+	}
+	b.unproven.Store(b.m.clock.Load())
+	return fmt.Errorf("its data could not be fetched again: %w", err)
+}
+
+var errUnproven = errors.New("no backend has given it a moment ago")
+
+// Doubtful returns how many bytes of disk the regions of b in doubt have.
+func (b *Blob) Doubtful() (n int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i, at := range b.doubted {
+		if at == 0 {
+			continue
+		}
+		for u := range b.unitsOf(i) {
+			if b.suspect.has(u) {
+				n += b.extent(u).n
+			}
+		}
+	}
+	return n
+}
+
+// trust ends the doubt about the region of unit u: what is in doubt there is suspect for
+// another reason or a shorter time than the region. The caller holds mu.
+func (b *Blob) trust(u int) { b.doubted[b.region(u)] = 0 }
+
+// Trust ends all doubt: nothing of b need go. It is verified again when it is read, or
+// by completion.
+func (b *Blob) Trust() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !slices.ContainsFunc(b.doubted, func(at uint32) bool { return at != 0 }) {
+		return
+	}
+	clear(b.doubted)
+	b.nudgeLocked()
+	if b.completes() {
+		b.begin()
+	}
+}
+
+// Punch is the second step: it gives back at least want bytes of what has been in doubt
+// for more than grace ticks, if there is so much, and returns how many it gave back.
+// While it runs the kernel must ask before it reads the cache file, as it has since Doubt,
+// and no reader may have been frozen for the last grace.
+//
+// An error leaves everything usable: what was to be punched is fetched again.
+func (b *Blob) Punch(ctx context.Context, grace uint32, want int64) (n int64, err error) {
+	_, leave, err := b.enter(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("evict from blob %s: %w", b.name, err)
+	}
+	defer leave()
+	for i := range b.heat {
+		if n >= want || ctx.Err() != nil {
+			break
+		}
+		f := b.condemn(i, grace)
+		if f == nil {
+			continue
+		}
+		got, err := b.punch(f)
+		n += got
+		if err != nil {
+			return n, fmt.Errorf("evict from blob %s: punch a hole into %s: %w", b.name, b.Path(), err)
+		}
+	}
+	return n, ctx.Err()
+}
+
+// condemn claims what can be punched of region i, nil if there is nothing.
+func (b *Blob) condemn(i int, grace uint32) *flight {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	at, now := b.doubted[i], b.m.clock.Load()
+	switch {
+	case at == 0 || now-at <= grace:
+		return nil
+	case b.strays > 0: // one may be about to find a unit right that is gone then
+		return nil
+	case b.heat[i].Load() > at: // somebody came: it gets a second chance
+		b.doubted[i] = 0
+		return nil
+	}
+	f := &flight{kind: eviction, cancel: func() {}, waiters: 1, done: make(chan struct{})}
+	for u := range b.unitsOf(i) {
+		if b.suspect.has(u) && b.filling[u] == nil {
+			f.units = append(f.units, u)
+			b.filling[u] = f
+		}
+	}
+	if f.units == nil {
+		b.doubted[i] = 0
+		return nil
+	}
+	return f
+}
+
+// punch gives back the disk of f's units, unless somebody is reading them.
+func (b *Blob) punch(f *flight) (n int64, err error) {
+	runs := b.extents(f.units)
+	for _, x := range runs {
+		reading, err := b.cache.Reading(x.off, x.n)
+		if err != nil || reading {
+			b.spare(f)
+			return 0, err
+		}
+	}
+	b.mu.Lock()
+	for _, u := range f.units {
+		b.suspect.clear(u) // before: a punch that fails may have been half a one
+	}
+	b.rests = true
+	b.mu.Unlock()
+	defer b.spare(f)
+	for _, x := range runs {
+		if err := b.cache.PunchHole(x.off, x.n); err != nil {
+			return n, err
+		}
+		n += x.n
+		b.m.room.punched(x.n)
+	}
+	return n, nil
+}
+
+// spare ends f. Its region stays in doubt, for another grace, if units of it are suspect.
+func (b *Blob) spare(f *flight) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.forget(f)
+	f.landed = true
+	close(f.done)
+	i := b.region(f.units[0])
+	b.doubted[i] = 0
+	for u := range b.unitsOf(i) {
+		if b.suspect.has(u) {
+			b.doubted[i] = b.m.clock.Load()
+		}
+	}
+}
+
+// extents joins the extents of units that touch.
+func (b *Blob) extents(units []int) (out []extent) {
+	for _, u := range units {
+		x := b.extent(u)
+		if last := len(out) - 1; last >= 0 && out[last].off+out[last].n == x.off {
+			out[last].n += x.n
+			continue
+		}
+		out = append(out, x)
+	}
+	return out
+}
