@@ -1,11 +1,14 @@
 package blobmgr
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -36,7 +39,10 @@ type Options struct {
 	// while it has them open, see [Blob.Attach]. Dir has the chunk tables only.
 	Attached bool
 
-	wrap func(cacheFile) cacheFile // tests: disk errors
+	// Of tests:
+	wrap    func(cacheFile) cacheFile   // disk errors
+	wrapDir func(fileSystem) fileSystem // disk errors, and what a power cut leaves
+	boot    string                      // the machine's boot id
 }
 
 // A Manager opens blobs and shares them between images. It is safe for concurrent
@@ -54,6 +60,8 @@ type Manager struct {
 	mu     sync.Mutex // guards what follows
 	closed bool
 	names  map[string]*name
+	// doubted are blobs whose kept chunk tables may be wrong.
+	doubted map[string]bool
 }
 
 // A name is a cache file in use, or about to be.
@@ -82,12 +90,19 @@ func New(o Options) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open cache directory: %w", err)
 	}
+	if o.wrapDir != nil {
+		dir.sys = o.wrapDir(dir.sys)
+	}
+	if err := dir.begin(cmp.Or(o.boot, bootID()), o.Logger); err != nil {
+		return nil, errors.Join(fmt.Errorf("open cache directory: %w", err), dir.Close())
+	}
 	return &Manager{
 		opt: o, log: o.Logger, dir: dir,
 		memory:      newMemory(o.MemoryLimit),
 		metrics:     newMetrics(o.Registerer),
 		completions: make(chan struct{}, completionRequests),
 		names:       make(map[string]*name),
+		doubted:     make(map[string]bool),
 	}, nil
 }
 
@@ -104,6 +119,9 @@ func (m *Manager) Open(ctx context.Context, s Source) (*Blob, error) {
 	if _, err := chunk.ParseEntry(raw[:]); err != nil {
 		return nil, fmt.Errorf("open blob: %w", err)
 	}
+	if taken(s.Entry.ID) {
+		return nil, fmt.Errorf("open blob %s: its id is what the cache calls a file of another blob: give it another", s.Entry.ID)
+	}
 	b, err := m.open(ctx, s.scoped(s.Entry.ID), s)
 	if errors.Is(err, errOther) {
 		m.log.Warn("images disagree about a blob, one of them is damaged or forged; they do not share it", "blob", s.Entry.ID, "err", err)
@@ -113,6 +131,11 @@ func (m *Manager) Open(ctx context.Context, s Source) (*Blob, error) {
 		return nil, fmt.Errorf("open blob %s: %w", s.Entry.ID, err)
 	}
 	return b, nil
+}
+
+// taken reports whether id could be a file that belongs to another blob's.
+func taken(id string) bool {
+	return slices.ContainsFunc([]string{metaSuffix, cleanSuffix, tmpSuffix}, func(s string) bool { return strings.HasSuffix(id, s) })
 }
 
 // errOther marks that a name is in use for another blob.
@@ -218,5 +241,8 @@ func (m *Manager) Close() error {
 		n.turn.give()
 	}
 	m.memory.Close()
+	if errors.Join(errs...) == nil {
+		errs = append(errs, m.dir.end())
+	}
 	return errors.Join(append(errs, m.dir.Close())...)
 }
