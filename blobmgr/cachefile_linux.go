@@ -181,6 +181,22 @@ func (d *directory) openCache(name string, size int64) (*os.File, error) {
 	return f, nil
 }
 
+// openKept opens the cache file name for reading; nil when there is none of that size
+// that only we can have written.
+func (d *directory) openKept(name string, size int64) (*os.File, error) {
+	f, err := d.sys.open(name, unix.O_RDONLY)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if have, ok := owned(f); !ok || have != size {
+		return nil, f.Close()
+	}
+	return f, nil
+}
+
 // read returns the content of a small file, nil when there is none that we could
 // have written or it has more than limit bytes.
 func (d *directory) read(name string, limit int64) []byte {

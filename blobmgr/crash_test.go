@@ -217,7 +217,9 @@ func (h *history) step() {
 		return
 	}
 	b := h.blobs[r.IntN(len(h.blobs))]
-	switch r.IntN(10) {
+	switch r.IntN(11) {
+	case 10:
+		h.scrub()
 	case 0:
 		h.open()
 	case 1:
@@ -275,6 +277,17 @@ func (h *history) forget(b *Blob) {
 	h.did("forget: %v", err)
 	if (len(h.blobs) > 0) != errors.Is(err, ErrOpen) || err != nil && len(h.blobs) == 0 && h.well {
 		h.errorf("forget with %d open: %v", len(h.blobs), err)
+	}
+}
+
+// scrub has everything verified; on a disk that is well nothing is wrong.
+func (h *history) scrub() {
+	ctx, cancel := context.WithTimeout(h.t.Context(), hang)
+	defer cancel()
+	r, err := h.m.Scrub(ctx, ScrubOptions{Rate: 1 << 40})
+	h.did("scrub: %+v, %v", r, err)
+	if ctx.Err() != nil || h.well && (err != nil || r.Wrong > 0) {
+		h.errorf("scrub: %+v, %v", r, err)
 	}
 }
 

@@ -56,12 +56,14 @@ type Manager struct {
 	// completions holds a token for each running request of all completions.
 	completions chan struct{}
 	quiet       quiet
+	scrubbing   turn
 
 	mu     sync.Mutex // guards what follows
 	closed bool
 	names  map[string]*name
 	// doubted are blobs whose kept chunk tables may be wrong.
-	doubted map[string]bool
+	doubted   map[string]bool
+	stopScrub context.CancelCauseFunc // nil: there was none
 }
 
 // A name is a cache file in use, or about to be.
@@ -103,6 +105,7 @@ func New(o Options) (*Manager, error) {
 		completions: make(chan struct{}, completionRequests),
 		names:       make(map[string]*name),
 		doubted:     make(map[string]bool),
+		scrubbing:   newTurn(),
 	}, nil
 }
 
@@ -231,6 +234,7 @@ func (m *Manager) Close() error {
 		open = append(open, n)
 	}
 	m.mu.Unlock()
+	m.endScrub()
 	var errs []error
 	for _, n := range open {
 		n.turn <- struct{}{}

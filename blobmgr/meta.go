@@ -74,6 +74,9 @@ func metaSum(p []byte) [32]byte { return [32]byte(p[len(p)-sha256.Size:]) }
 // 24 bytes, its batch 40 and its digest 32.
 func maxMeta(e chunk.Entry) int64 { return 64<<10 + 2*(e.MetaLen+int64(e.ChunkCount)*104) }
 
+// maxMetaFile bounds an ID.meta of which nothing is known: 1<<24 chunks.
+const maxMetaFile = 4 << 30
+
 func parseMeta(p []byte) (chunk.Entry, *chunk.Table, error) {
 	p, err := unseal(p, metaMagic)
 	if err != nil || len(p) < 256+8 {
