@@ -54,6 +54,10 @@ func (f *fake) Evict(_ context.Context, r EvictRequest) (Cache, error) {
 	return Cache{Bytes: r.Target}, f.take(r)
 }
 
+func (f *fake) Scrub(_ context.Context, r ScrubRequest) (Scrub, error) {
+	return Scrub{Bytes: r.Rate}, f.take(r)
+}
+
 func (f *fake) Version(context.Context) (VersionInfo, error) { return VersionInfo{PID: 7}, f.err }
 
 func (f *fake) Health(context.Context) error { return f.err }
@@ -152,6 +156,10 @@ func TestCalls(t *testing.T) {
 		"evict": {EvictRequest{Target: 9}, func() error {
 			a, err := c.Evict(ctx, EvictRequest{Target: 9})
 			return errors.Join(err, want(a.Bytes, 9))
+		}},
+		"scrub": {ScrubRequest{Images: []string{"i"}, Rate: 8}, func() error {
+			a, err := c.Scrub(ctx, ScrubRequest{Images: []string{"i"}, Rate: 8})
+			return errors.Join(err, want(a.Bytes, 8))
 		}},
 		"version": {nil, func() error {
 			v, err := c.Version(ctx)
