@@ -35,17 +35,29 @@ type fixture struct {
 func makeBlob(t testing.TB, seed uint64, lens []int) *fixture {
 	t.Helper()
 	r := rand.New(rand.NewPCG(seed, 1))
+	return makeBlobOf(t, lens, func() byte { return byte(r.Uint32N(16)) }) // compresses to about a half
+}
+
+// makeZeros makes a blob whose chunks compress to nothing.
+func makeZeros(t testing.TB, lens []int) *fixture {
+	t.Helper()
+	return makeBlobOf(t, lens, func() byte { return 0 })
+}
+
+// makeBlobOf makes a blob of bytes that next gives.
+func makeBlobOf(t testing.TB, lens []int, next func() byte) *fixture {
+	t.Helper()
 	enc, err := chunk.NewEncoder(chunk.CodecZstd, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer enc.Close()
 	x := &fixture{}
-	tail := chunk.Tail{Codec: chunk.CodecZstd, Digester: chunk.BLAKE3, ChunkSize: 1 << 20, DataDigest: sha256.New()}
+	tail := chunk.Tail{Codec: chunk.CodecZstd, Digester: chunk.BLAKE3, ChunkSize: 16 << 20, DataDigest: sha256.New()}
 	for i, n := range lens {
 		p := make([]byte, n)
 		for j := range p {
-			p[j] = byte(r.Uint32N(16)) // compresses to about a half
+			p[j] = next()
 		}
 		out, compressed := enc.Encode(nil, p)
 		d := chunk.BLAKE3.Sum(p)
