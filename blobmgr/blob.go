@@ -46,14 +46,17 @@ type Blob struct {
 	table   *chunk.Table
 	gen     atomic.Uint64 // changes with them; written under digests and mu
 
-	durable turn // guards metaSum and the files NAME.meta and NAME.clean
+	durable turn // guards what follows and the files NAME.meta and NAME.clean
 	metaSum [32]byte
+	unsaved bool // NAME.meta lacks digests of table
 
 	mu sync.Mutex // guards what follows
 	// ctx is the base of every fetch: a fetch outlives the waiter that began it.
 	ctx      context.Context
 	cancel   context.CancelCauseFunc
 	suspect  bitmap // in the cache file, but not verified
+	cached   bitmap // of these, perhaps not on the disk though they can be read
+	durably  bitmap // present units that are on the disk
 	filling  map[int]*flight
 	needed   int64 // bytes that the images can read
 	missing  int   // units of them that are not present
@@ -103,30 +106,12 @@ func (m *Manager) newBlob(ctx context.Context, file string, s Source) (*Blob, er
 	return b, nil
 }
 
-// loadTable gets the chunk table from an earlier Open or from s; isNew says that it
-// is from s.
-func (b *Blob) loadTable(ctx context.Context, s Source) (isNew bool, err error) {
-	if p := b.m.dir.read(b.name+metaSuffix, maxMeta(b.entry)); p != nil {
-		e, t, err := parseMeta(p)
-		if err == nil && e != b.entry {
-			return false, errOther
-		}
-		if err == nil {
-			b.table, b.metaSum = t, metaSum(p)
-			return false, nil
-		}
-		b.m.log.Warn("reading the chunk table again, the copy in the cache is unusable", "blob", b.name, "err", err)
-	}
-	b.table, err = readTable(ctx, s)
-	return true, err
-}
-
 // openFiles opens the cache file and finds what is present in it, unless the kernel
 // will bring it.
 func (b *Blob) openFiles(ctx context.Context, writeMeta bool) error {
 	b.size = b.table.Size()
 	units := b.table.Units()
-	b.present, b.suspect = newBitmap(units), newBitmap(units)
+	b.present, b.suspect, b.cached, b.durably = newBitmap(units), newBitmap(units), newBitmap(units), newBitmap(units)
 	b.heat, b.doubted = make([]atomic.Uint32, regions(b.size)), make([]uint32, regions(b.size))
 	b.ahead = newReadahead(b)
 	if b.m.opt.Attached {
@@ -208,9 +193,6 @@ func (b *Blob) writeMeta() error {
 
 // removeMark durably removes the clean mark if there is one.
 func (b *Blob) removeMark() error {
-	if !b.m.dir.exists(b.name + cleanSuffix) {
-		return nil
-	}
 	b.mu.Lock()
 	b.dirty = true
 	b.mu.Unlock()
@@ -231,7 +213,7 @@ func (b *Blob) share(ctx context.Context, s Source) error {
 	if err != nil {
 		return err
 	}
-	if changed > 0 {
+	if changed > 0 || b.unsaved {
 		if err := b.extend(ctx, s.Digests); err != nil {
 			return err
 		}
@@ -263,8 +245,12 @@ func (b *Blob) extend(ctx context.Context, ds []ChunkDigest) error {
 	b.digests.RLock()
 	p := marshalMeta(b.entry, b.table)
 	b.digests.RUnlock()
-	b.metaSum = metaSum(p)
-	return b.m.dir.write(b.name+metaSuffix, p, b.m.opt.Attached)
+	b.metaSum, b.unsaved = metaSum(p), true
+	if err := b.m.dir.write(b.name+metaSuffix, p, b.m.opt.Attached); err != nil {
+		return err
+	}
+	b.unsaved = false
+	return nil
 }
 
 func (b *Blob) doubtAll(ds []ChunkDigest) (int, error) {
@@ -275,11 +261,6 @@ func (b *Blob) doubtAll(ds []ChunkDigest) (int, error) {
 	units, err := learn(b.table, ds)
 	b.gen.Add(1)
 	b.doubt(units)
-	b.dirty = true
-	if b.complete && b.missing > 0 {
-		b.complete = false
-		b.done = make(chan struct{})
-	}
 	return len(units), err
 }
 
@@ -382,6 +363,11 @@ func (b *Blob) writeMark() error {
 	b.dirty = false
 	b.mu.Unlock()
 	err := b.cache.Datasync()
+	if err != nil {
+		b.lost()
+	} else {
+		b.settled(clean)
+	}
 	if err == nil {
 		err = b.m.dir.sync(b.name + metaSuffix)
 	}

@@ -7,6 +7,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -86,10 +89,29 @@ func (f sparseFile) PunchHole(off, n int64) error {
 	return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 }
 
+// A fileSystem is what a directory does with its names and small files; tests put power
+// cuts and disk errors in between.
+type fileSystem interface {
+	open(name string, flags int) (*os.File, error)
+	write(f *os.File, p []byte) error
+	syncFile(f *os.File) error
+	rename(from, to string) error
+	unlink(name string) error
+	sync() error // what the names are
+}
+
 // A directory is the cache directory. Names are used as they are, relative to the
 // open descriptor, and symbolic links in them are never followed.
 type directory struct {
-	f *os.File
+	f   *os.File
+	sys fileSystem
+	// cold says that nothing was in the page cache when d was opened, and that the disk
+	// took everything since.
+	cold atomic.Bool
+
+	mu sync.Mutex // guards what follows
+	// undone are names that were removed, but may come back after a power cut.
+	undone map[string]bool
 }
 
 // openDirectory opens path, makes it when it is missing, and locks it against
@@ -102,7 +124,8 @@ func openDirectory(path string) (*directory, error) {
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
-	d := &directory{os.NewFile(uintptr(fd), path)}
+	f := os.NewFile(uintptr(fd), path)
+	d := &directory{f: f, sys: host{f}, undone: make(map[string]bool)}
 	if err := d.claim(fd); err != nil {
 		d.f.Close()
 		return nil, fmt.Errorf("%s: %w", path, err)
@@ -135,17 +158,36 @@ func (d *directory) path(name string) string { return filepath.Join(d.f.Name(), 
 // Close unlocks and closes d.
 func (d *directory) Close() error { return d.f.Close() }
 
-func (d *directory) open(name string, flags int) (*os.File, error) {
-	fd, err := unix.Openat(int(d.f.Fd()), name, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0o600)
+// A host is the fileSystem on disk.
+type host struct{ dir *os.File }
+
+func (h host) open(name string, flags int) (*os.File, error) {
+	path := filepath.Join(h.dir.Name(), name)
+	fd, err := unix.Openat(int(h.dir.Fd()), name, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: d.path(name), Err: err}
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
 	if err := unix.SetNonblock(fd, false); err != nil {
 		unix.Close(fd)
-		return nil, &fs.PathError{Op: "open", Path: d.path(name), Err: err}
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
-	return os.NewFile(uintptr(fd), d.path(name)), nil
+	return os.NewFile(uintptr(fd), path), nil
 }
+
+func (h host) write(f *os.File, p []byte) error {
+	_, err := f.Write(p)
+	return err
+}
+
+func (h host) syncFile(f *os.File) error { return f.Sync() }
+
+func (h host) rename(from, to string) error {
+	return unix.Renameat(int(h.dir.Fd()), from, int(h.dir.Fd()), to)
+}
+
+func (h host) unlink(name string) error { return unix.Unlinkat(int(h.dir.Fd()), name, 0) }
+
+func (h host) sync() error { return h.dir.Sync() }
 
 // owned reports whether f is a plain file that only we can have written.
 func owned(f *os.File) (size int64, ok bool) {
@@ -159,7 +201,7 @@ func owned(f *os.File) (size int64, ok bool) {
 // openCache opens the cache file name for reading and writing. One that is not
 // ours or has another size is unlinked, not truncated: it may still be mounted.
 func (d *directory) openCache(name string, size int64) (*os.File, error) {
-	f, err := d.open(name, unix.O_RDWR)
+	f, err := d.sys.open(name, unix.O_RDWR)
 	if err == nil {
 		if have, ok := owned(f); ok && have == size {
 			return f, nil
@@ -169,7 +211,7 @@ func (d *directory) openCache(name string, size int64) (*os.File, error) {
 	if err := d.remove(name); err != nil {
 		return nil, err
 	}
-	f, err = d.open(name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL)
+	f, err = d.sys.open(name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL)
 	if err != nil {
 		return nil, err
 	}
@@ -190,10 +232,26 @@ func (d *directory) is(name string, f *os.File, size int64) bool {
 	return ok && n == size && want.Dev == have.Dev && want.Ino == have.Ino
 }
 
+// openKept opens the cache file name for reading; nil when there is none of that size
+// that only we can have written.
+func (d *directory) openKept(name string, size int64) (*os.File, error) {
+	f, err := d.sys.open(name, unix.O_RDONLY)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if have, ok := owned(f); !ok || have != size {
+		return nil, f.Close()
+	}
+	return f, nil
+}
+
 // read returns the content of a small file, nil when there is none that we could
 // have written or it has more than limit bytes.
 func (d *directory) read(name string, limit int64) []byte {
-	f, err := d.open(name, unix.O_RDONLY)
+	f, err := d.sys.open(name, unix.O_RDONLY)
 	if err != nil {
 		return nil
 	}
@@ -212,24 +270,24 @@ func (d *directory) read(name string, limit int64) []byte {
 // write replaces the file name by p atomically; durable says that it must survive
 // a power cut once write returns.
 func (d *directory) write(name string, p []byte, durable bool) error {
-	tmp := name + ".tmp"
+	tmp := name + tmpSuffix
 	if err := d.remove(tmp); err != nil {
 		return err
 	}
-	f, err := d.open(tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL)
+	f, err := d.sys.open(tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(p)
+	err = d.sys.write(f, p)
 	if err == nil && durable {
-		err = f.Sync()
+		err = d.sys.syncFile(f)
 	}
 	err = errors.Join(err, f.Close())
 	if err == nil {
-		err = unix.Renameat(int(d.f.Fd()), tmp, int(d.f.Fd()), name)
+		err = d.sys.rename(tmp, name)
 	}
 	if err == nil && durable {
-		err = d.f.Sync()
+		err = d.sys.sync()
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("write %s: %w", d.path(name), err), d.remove(tmp))
@@ -239,11 +297,11 @@ func (d *directory) write(name string, p []byte, durable bool) error {
 
 // sync makes the file name durable.
 func (d *directory) sync(name string) error {
-	f, err := d.open(name, unix.O_RDONLY)
+	f, err := d.sys.open(name, unix.O_RDONLY)
 	if err != nil {
 		return err
 	}
-	return errors.Join(f.Sync(), f.Close())
+	return errors.Join(d.sys.syncFile(f), f.Close())
 }
 
 // exists reports whether there may be something called name.
@@ -252,20 +310,51 @@ func (d *directory) exists(name string) bool {
 	return !errors.Is(unix.Fstatat(int(d.f.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW), unix.ENOENT)
 }
 
-// removeDurably unlinks name so that it does not come back after a power cut.
+// removeDurably unlinks name, if it is there, so that it does not come back after a power
+// cut. One caller at a time has a name.
 func (d *directory) removeDurably(name string) error {
+	d.mu.Lock()
+	undone := d.undone[name]
+	d.mu.Unlock()
+	if !undone && !d.exists(name) {
+		return nil
+	}
 	if err := d.remove(name); err != nil {
 		return err
 	}
-	return d.f.Sync()
+	err := d.sys.sync()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err != nil {
+		d.undone[name] = true
+		return fmt.Errorf("remove %s for good: %w", d.path(name), err)
+	}
+	delete(d.undone, name)
+	return nil
 }
 
 // remove unlinks name if it is there.
 func (d *directory) remove(name string) error {
-	if err := unix.Unlinkat(int(d.f.Fd()), name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+	if err := d.sys.unlink(name); err != nil && !errors.Is(err, unix.ENOENT) {
 		return &fs.PathError{Op: "remove", Path: d.path(name), Err: err}
 	}
 	return nil
+}
+
+// names returns what is in d and ends in suffix, without it.
+func (d *directory) names(suffix string) ([]string, error) {
+	// Through a descriptor of its own: d.f's has a position, and it is shared.
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/self/fd/%d", d.f.Fd()))
+	if err != nil {
+		return nil, fmt.Errorf("list cache directory %s: %w", d.f.Name(), err)
+	}
+	var names []string
+	for _, e := range entries {
+		if name, ok := strings.CutSuffix(e.Name(), suffix); ok {
+			names = append(names, name)
+		}
+	}
+	return names, nil
 }
 
 // usage returns what the file name takes on disk, in bytes.

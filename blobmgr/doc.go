@@ -12,9 +12,11 @@
 //
 // A cache directory holds for each blob: ID (after its domain and a comma, if it is in one), the plain bytes at their uncompressed
 // offsets; ID.meta, its chunk table and digests; and ID.clean, the units that were
-// verified and durable at the last orderly stop. No listed unit is written again
+// verified and durable at the last orderly stop. No listed unit gets other bytes
 // while the mark stands. What the cache file holds beyond it is suspect and is
-// verified before anybody reads it.
+// verified before anybody reads it. Marks go when the machine went down while the
+// directory was in use (running.go), so what a mark vouches for and is wrong all the
+// same was changed by somebody else: Scrub finds that.
 //
 // With cachefiles the cache file is the kernel's: attach.go. Then there is no ID and no
 // ID.clean, and presence is what the file has.

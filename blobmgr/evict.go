@@ -198,6 +198,7 @@ func (b *Blob) distrust(u int) {
 		return
 	}
 	b.present.clear(u)
+	b.durably.clear(u)
 	b.suspect.set(u)
 	b.stored.Add(-b.table.Unit(u).Len)
 	if b.table.Needed(u) {
@@ -343,6 +344,7 @@ func (b *Blob) punch(f *flight) (n int64, err error) {
 	b.mu.Lock()
 	for _, u := range f.units {
 		b.suspect.clear(u) // before: a punch that fails may have been half a one
+		b.cached.clear(u)
 	}
 	b.rests = true
 	b.mu.Unlock()

@@ -347,22 +347,34 @@ func (b *Blob) verify(ctx context.Context, run []int) (wrong []int) {
 		return run
 	}
 	var right []int
-	b.digests.RLock()
 	for _, u := range run {
 		x := b.table.Unit(u)
-		if b.table.Verify(u, w.buf[x.Off-first.Off:][:x.Len]) == nil {
+		if b.sound(u, w.buf[x.Off-first.Off:][:x.Len]) {
 			right = append(right, u)
 		} else {
 			wrong = append(wrong, u)
 		}
 	}
-	b.digests.RUnlock()
 	b.mark(right, gen)
 	return wrong
 }
 
 func diskFull(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}
+
+// sound reports whether p is unit u, and writes it again if the disk may not have it.
+func (b *Blob) sound(u int, p []byte) bool {
+	b.digests.RLock()
+	err := b.table.Verify(u, p)
+	b.digests.RUnlock()
+	b.mu.Lock()
+	again := b.cached.has(u)
+	b.mu.Unlock()
+	if err == nil && again {
+		_, err = b.cache.WriteAt(p, b.table.Unit(u).Off)
+	}
+	return err == nil
 }
 
 // full adds to a write error what helps.

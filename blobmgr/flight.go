@@ -162,6 +162,9 @@ func (b *Blob) run(ctx context.Context, f *flight) {
 			return
 		}
 	}
+	if f.corrupt(todo) {
+		b.doubtTable()
+	}
 }
 
 // corrupt reports whether some of units failed because their bytes were wrong.

@@ -22,13 +22,23 @@ func (m *Manager) Forget(ctx context.Context, domain, id string) error {
 	if n.blob != nil {
 		return fmt.Errorf("forget blob %s: %w", id, ErrOpen)
 	}
-	// The table goes last: until then a later Open knows whose data are left.
-	for _, suffix := range []string{cleanSuffix, "", metaSuffix} {
-		if err := m.dir.remove(file + suffix); err != nil {
-			return fmt.Errorf("forget blob %s: %w", id, err)
-		}
+	if err := m.dir.discard(file); err != nil {
+		return fmt.Errorf("forget blob %s: %w", id, err)
 	}
 	return nil
+}
+
+// discard removes what there is of a blob. The mark goes first and for good: it must not
+// come back after a power cut and vouch for what a later Open wrote. The table goes last:
+// until then that knows whose data are left.
+func (d *directory) discard(file string) error {
+	if err := d.removeDurably(file + cleanSuffix); err != nil {
+		return err
+	}
+	if err := d.remove(file); err != nil {
+		return err
+	}
+	return d.remove(file + metaSuffix)
 }
 
 // Usage returns how many bytes of disk the cache file of the blob called id takes, 0

@@ -1,11 +1,14 @@
 package blobmgr
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -42,7 +45,10 @@ type Options struct {
 	// none. It is used in place of a new one, if it is still that file. Nil: there are none.
 	Inherited func(name string) *os.File
 
-	wrap func(cacheFile) cacheFile // tests: disk errors
+	// Of tests:
+	wrap    func(cacheFile) cacheFile   // disk errors
+	wrapDir func(fileSystem) fileSystem // disk errors, and what a power cut leaves
+	boot    string                      // the machine's boot id
 }
 
 // A Manager opens blobs and shares them between images. It is safe for concurrent
@@ -58,10 +64,14 @@ type Manager struct {
 	quiet       quiet
 	room        *room
 	clock       atomic.Uint32 // in ticks, see Tick; from 1
+	scrubbing   turn
 
 	mu     sync.Mutex // guards what follows
 	closed bool
 	names  map[string]*name
+	// doubted are blobs whose kept chunk tables may be wrong.
+	doubted   map[string]bool
+	stopScrub context.CancelCauseFunc // nil: there was none
 }
 
 // A name is a cache file in use, or about to be.
@@ -90,6 +100,12 @@ func New(o Options) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open cache directory: %w", err)
 	}
+	if o.wrapDir != nil {
+		dir.sys = o.wrapDir(dir.sys)
+	}
+	if err := dir.begin(cmp.Or(o.boot, bootID()), o.Logger); err != nil {
+		return nil, errors.Join(fmt.Errorf("open cache directory: %w", err), dir.Close())
+	}
 	m := &Manager{
 		opt: o, log: o.Logger, dir: dir,
 		memory:      newMemory(o.MemoryLimit),
@@ -97,6 +113,8 @@ func New(o Options) (*Manager, error) {
 		completions: make(chan struct{}, completionRequests),
 		names:       make(map[string]*name),
 		room:        newRoom(),
+		doubted:     make(map[string]bool),
+		scrubbing:   newTurn(),
 	}
 	m.clock.Store(1)
 	return m, nil
@@ -115,6 +133,9 @@ func (m *Manager) Open(ctx context.Context, s Source) (*Blob, error) {
 	if _, err := chunk.ParseEntry(raw[:]); err != nil {
 		return nil, fmt.Errorf("open blob: %w", err)
 	}
+	if taken(s.Entry.ID) {
+		return nil, fmt.Errorf("open blob %s: its id is what the cache calls a file of another blob: give it another", s.Entry.ID)
+	}
 	b, err := m.open(ctx, s.scoped(s.Entry.ID), s)
 	if errors.Is(err, errOther) {
 		m.log.Warn("images disagree about a blob, one of them is damaged or forged; they do not share it", "blob", s.Entry.ID, "err", err)
@@ -124,6 +145,11 @@ func (m *Manager) Open(ctx context.Context, s Source) (*Blob, error) {
 		return nil, fmt.Errorf("open blob %s: %w", s.Entry.ID, err)
 	}
 	return b, nil
+}
+
+// taken reports whether id could be a file that belongs to another blob's.
+func taken(id string) bool {
+	return slices.ContainsFunc([]string{metaSuffix, cleanSuffix, tmpSuffix}, func(s string) bool { return strings.HasSuffix(id, s) })
 }
 
 // errOther marks that a name is in use for another blob.
@@ -219,6 +245,7 @@ func (m *Manager) Close() error {
 		open = append(open, n)
 	}
 	m.mu.Unlock()
+	m.endScrub()
 	var errs []error
 	for _, n := range open {
 		n.turn <- struct{}{}
@@ -229,5 +256,8 @@ func (m *Manager) Close() error {
 		n.turn.give()
 	}
 	m.memory.Close()
+	if errors.Join(errs...) == nil {
+		errs = append(errs, m.dir.end())
+	}
 	return errors.Join(append(errs, m.dir.Close())...)
 }

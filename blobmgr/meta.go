@@ -15,6 +15,7 @@ import (
 const (
 	metaSuffix  = ".meta"
 	cleanSuffix = ".clean"
+	tmpSuffix   = ".tmp" // after those: not whole yet
 )
 
 // The first bytes of these files.
@@ -73,6 +74,9 @@ func metaSum(p []byte) [32]byte { return [32]byte(p[len(p)-sha256.Size:]) }
 // 24 bytes, its batch 40 and its digest 32.
 func maxMeta(e chunk.Entry) int64 { return 64<<10 + 2*(e.MetaLen+int64(e.ChunkCount)*104) }
 
+// maxMetaFile bounds an ID.meta of which nothing is known: 1<<24 chunks.
+const maxMetaFile = 4 << 30
+
 func parseMeta(p []byte) (chunk.Entry, *chunk.Table, error) {
 	p, err := unseal(p, metaMagic)
 	if err != nil || len(p) < 256+8 {
@@ -122,18 +126,18 @@ func marshalClean(sum [32]byte, present bitmap) []byte {
 	return seal(p)
 }
 
-// parseClean returns the units that were verified and durable; none when the mark
-// is missing, damaged or belongs to another ID.meta.
-func parseClean(p []byte, sum [32]byte, units int) bitmap {
-	clean := newBitmap(units)
+// parseClean returns the units that were verified and durable; none, and not ok, when
+// the mark is missing, damaged or belongs to another ID.meta.
+func parseClean(p []byte, sum [32]byte, units int) (clean bitmap, ok bool) {
+	clean = newBitmap(units)
 	p, err := unseal(p, cleanMagic)
 	if err != nil || len(p) != 32+8*len(clean) || !bytes.Equal(p[:32], sum[:]) {
-		return clean
+		return clean, false
 	}
 	for i := range clean {
 		clean[i].Store(binary.LittleEndian.Uint64(p[32+8*i:]))
 	}
-	return clean
+	return clean, true
 }
 
 // variant names the cache file for a blob that claims s.Entry.ID but disagrees with

@@ -8,6 +8,8 @@ type metrics struct {
 	fetched  *prometheus.CounterVec
 	corrupt  prometheus.Counter
 	open     prometheus.Gauge
+
+	scrubBytes, scrubWrong, scrubRepaired, scrubUnrepaired prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -29,8 +31,15 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "erofsd_blobmgr_open_blobs", Help: "Blobs that are open.",
 		}),
 	}
+	count := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+	}
+	m.scrubBytes = count("erofsd_scrub_verified_bytes_total", "Bytes of the cache that scrubs have verified.")
+	m.scrubWrong = count("erofsd_scrub_wrong_units_total", "Units of the cache that a scrub found to be wrong.")
+	m.scrubRepaired = count("erofsd_scrub_repaired_units_total", "Wrong units of the cache that a scrub repaired: fetched again, or to be fetched when they are read.")
+	m.scrubUnrepaired = count("erofsd_scrub_unrepaired_units_total", "Wrong units of the cache that a scrub could not repair.")
 	if r != nil {
-		r.MustRegister(m.fillWait, m.requests, m.fetched, m.corrupt, m.open)
+		r.MustRegister(m.fillWait, m.requests, m.fetched, m.corrupt, m.open, m.scrubBytes, m.scrubWrong, m.scrubRepaired, m.scrubUnrepaired)
 	}
 	return m
 }

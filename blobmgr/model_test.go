@@ -193,7 +193,7 @@ func (m *model) crash(r *rand.Rand, saved map[string][]byte) {
 		m.t.Errorf("chunk table after a crash: %v", err)
 		return
 	}
-	clean := parseClean(saved[m.x.entry.ID+cleanSuffix], metaSum(saved[m.x.entry.ID+metaSuffix]), table.Units())
+	clean, _ := parseClean(saved[m.x.entry.ID+cleanSuffix], metaSum(saved[m.x.entry.ID+metaSuffix]), table.Units())
 	f, err := os.OpenFile(name, os.O_WRONLY, 0)
 	if err != nil {
 		m.t.Error(err)

@@ -32,9 +32,10 @@ func (m bitmap) next(i, j int) int {
 
 // loadPresence learns from the cache file and the clean mark what is there: a unit
 // is present when both say so, suspect when only the file does. A mark that claims
-// more than the file holds is taken away before anything can be written.
+// more than the file holds, or that cannot be read, is taken away before anything can
+// be written.
 func (b *Blob) loadPresence() error {
-	clean := parseClean(b.m.dir.read(b.name+cleanSuffix, 1<<10+int64(b.table.Units())), b.metaSum, b.table.Units())
+	clean, ok := parseClean(b.m.dir.read(b.name+cleanSuffix, 1<<10+int64(b.table.Units())), b.metaSum, b.table.Units())
 	err := b.cache.Data(b.size, func(off, end int64) {
 		for u := b.within(off); u < b.table.Units(); u++ {
 			x := b.table.Unit(u)
@@ -46,6 +47,9 @@ func (b *Blob) loadPresence() error {
 				b.stored.Add(x.Len)
 			} else {
 				b.suspect.set(u)
+				if !b.m.dir.cold.Load() {
+					b.cached.set(u)
+				}
 			}
 		}
 	})
@@ -54,9 +58,11 @@ func (b *Blob) loadPresence() error {
 	}
 	b.count()
 	for i := range clean {
-		if clean[i].Load() != b.present[i].Load() {
-			return b.removeMark()
-		}
+		ok = ok && clean[i].Load() == b.present[i].Load()
+		b.durably[i].Store(b.present[i].Load())
+	}
+	if !ok {
+		return b.removeMark()
 	}
 	return nil
 }
@@ -90,22 +96,59 @@ func (b *Blob) mark(units []int, gen uint64) {
 		b.present.set(u)
 		b.suspect.clear(u)
 		b.trust(u)
+		b.cached.clear(u)
 		b.stored.Add(b.table.Unit(u).Len)
 		b.missing-- // only needed units are ever filled
 		b.dirty = true
 	}
 }
 
-// doubt makes the units of changed, whose chunks got digests that were not known
-// before, suspect if they were present. The caller holds b.digests and b.mu.
-func (b *Blob) doubt(changed []int) {
-	for _, u := range changed {
+// doubt makes those of units suspect that are present. The caller holds b.digests and
+// b.mu.
+func (b *Blob) doubt(units []int) {
+	for _, u := range units {
 		if b.present.has(u) {
 			b.present.clear(u)
+			b.durably.clear(u)
 			b.suspect.set(u)
 			b.trust(u)
 			b.stored.Add(-b.table.Unit(u).Len)
 		}
 	}
 	b.count()
+	b.dirty = true
+	if b.complete && b.missing > 0 {
+		b.complete = false
+		b.done = make(chan struct{})
+	}
+}
+
+// lost makes everything suspect that was not durable when the disk failed to make it
+// so: the kernel reports that once, and then takes pages that it could not write for
+// clean. So they are right until they are dropped, and have to be written again.
+func (b *Blob) lost() {
+	b.m.dir.cold.Store(false)
+	b.digests.Lock()
+	defer b.digests.Unlock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.gen.Add(1) // what is written but not marked yet is written again
+	var units []int
+	for u := range b.table.Units() {
+		if b.present.has(u) && !b.durably.has(u) {
+			units = append(units, u)
+			b.cached.set(u)
+		}
+	}
+	b.doubt(units)
+	b.nudgeLocked()
+}
+
+// settled notes that units are on the disk.
+func (b *Blob) settled(units bitmap) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i := range units {
+		b.durably[i].Store(units[i].Load() & b.present[i].Load())
+	}
 }

@@ -35,17 +35,29 @@ type fixture struct {
 func makeBlob(t testing.TB, seed uint64, lens []int) *fixture {
 	t.Helper()
 	r := rand.New(rand.NewPCG(seed, 1))
+	return makeBlobOf(t, lens, func() byte { return byte(r.Uint32N(16)) }) // compresses to about a half
+}
+
+// makeZeros makes a blob whose chunks compress to nothing.
+func makeZeros(t testing.TB, lens []int) *fixture {
+	t.Helper()
+	return makeBlobOf(t, lens, func() byte { return 0 })
+}
+
+// makeBlobOf makes a blob of bytes that next gives.
+func makeBlobOf(t testing.TB, lens []int, next func() byte) *fixture {
+	t.Helper()
 	enc, err := chunk.NewEncoder(chunk.CodecZstd, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer enc.Close()
 	x := &fixture{}
-	tail := chunk.Tail{Codec: chunk.CodecZstd, Digester: chunk.BLAKE3, ChunkSize: 1 << 20, DataDigest: sha256.New()}
+	tail := chunk.Tail{Codec: chunk.CodecZstd, Digester: chunk.BLAKE3, ChunkSize: 16 << 20, DataDigest: sha256.New()}
 	for i, n := range lens {
 		p := make([]byte, n)
 		for j := range p {
-			p[j] = byte(r.Uint32N(16)) // compresses to about a half
+			p[j] = next()
 		}
 		out, compressed := enc.Encode(nil, p)
 		d := chunk.BLAKE3.Sum(p)
@@ -244,7 +256,7 @@ func check(t testing.TB, b *Blob, x *fixture, off, n int64) {
 	}
 }
 
-// files lists a cache directory.
+// files lists what a cache directory has of blobs.
 func files(t testing.TB, dir string) (names []string) {
 	t.Helper()
 	es, err := os.ReadDir(dir)
@@ -252,7 +264,9 @@ func files(t testing.TB, dir string) (names []string) {
 		t.Fatal(err)
 	}
 	for _, e := range es {
-		names = append(names, e.Name())
+		if e.Name() != runningName {
+			names = append(names, e.Name())
+		}
 	}
 	return names
 }

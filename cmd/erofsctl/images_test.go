@@ -22,6 +22,8 @@ type recorder struct {
 	mu   sync.Mutex // guards what follows
 	path string
 	body map[string]any
+
+	answer string // to everything; "": as below
 }
 
 func (r *recorder) ServeHTTP(w http.ResponseWriter, req *http.Request) {
@@ -33,10 +35,14 @@ func (r *recorder) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	answers := map[string]string{
 		"/images/usage": `{"disk":2048,"present":1024,"total":4096,"blobs":[{"id":"b","disk":2048}]}`,
 		"/cache/evict":  `{"bytes":1024,"images":3}`,
+		"/cache/scrub":  `{"blobs":2,"chunks":9,"bytes":1024,"wrong":1,"repaired":1}`,
 	}
 	answer, ok := answers[r.path]
 	if !ok {
 		answer = "{}"
+	}
+	if r.answer != "" {
+		answer = r.answer
 	}
 	_, _ = io.WriteString(w, answer)
 }
@@ -102,6 +108,11 @@ func TestImageCommands(t *testing.T) {
 			args: "evict --to 4096", path: "/cache/evict", body: map[string]any{"target": 4096.0},
 			out: "3 images are left, 1.0 KiB\n",
 		},
+		"scrub": {
+			args: "scrub --rate 1MiB --domain d app", path: "/cache/scrub",
+			body: map[string]any{"images": []any{"app"}, "domain_id": "d", "rate": 1048576.0},
+			out:  "2 blobs, 9 chunks, 1.0 KiB verified: 1 wrong, 1 repaired, 0 not repaired\n",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out bytes.Buffer
@@ -125,10 +136,23 @@ func TestImageCommands(t *testing.T) {
 	}
 }
 
+// What could not be repaired is in the exit code.
+func TestScrubUnrepaired(t *testing.T) {
+	r, socket := record(t)
+	r.answer = `{"blobs":1,"chunks":2,"bytes":1024,"wrong":1,"unrepaired":1,"errors":["blob b at 0: no backend"]}`
+	var out bytes.Buffer
+	c := command()
+	c.Writer = &out
+	err := c.Run(t.Context(), []string{"erofsctl", "--daemon", socket, "scrub"})
+	if err == nil || !strings.Contains(out.String(), "0 repaired, 1 not repaired\n  blob b at 0: no backend\n") {
+		t.Errorf("%v, printed %q", err, out.String())
+	}
+}
+
 func TestImageCommandsRefused(t *testing.T) {
 	_, socket := record(t)
 	for _, args := range []string{
-		"bind", "bind app", "bind --bootstrap b --config /no/such/file app", "unbind", "unbind a b", "prefetch", "pin", "usage",
+		"bind", "bind app", "bind --bootstrap b --config /no/such/file app", "unbind", "unbind a b", "prefetch", "pin", "usage", "scrub --rate 0", "scrub --rate x",
 		"mount --bound app", "mount --bound app --bootstrap b /mnt", "mount ref --bound app /mnt",
 	} {
 		c := command()

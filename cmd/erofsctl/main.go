@@ -40,7 +40,7 @@ func command() *cli.Command {
 		},
 		Commands: []*cli.Command{
 			convertCommand(), mountCommand(), unmountCommand(), removeCommand(), statusCommand(),
-			bindCommand(), unbindCommand(), prefetchCommand(), pinCommand(), usageCommand(), evictCommand(), upgradeCommand(),
+			bindCommand(), unbindCommand(), prefetchCommand(), pinCommand(), usageCommand(), evictCommand(), scrubCommand(), upgradeCommand(),
 			checkCommand(), inspectCommand(), doctorCommand(),
 		},
 		ExitErrHandler: func(context.Context, *cli.Command, error) {}, // main prints and exits

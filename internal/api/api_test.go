@@ -56,6 +56,10 @@ func (f *fake) Evict(_ context.Context, r EvictRequest) (Cache, error) {
 
 func (f *fake) Upgrade(_ context.Context, r UpgradeRequest) error { return f.take(r) }
 
+func (f *fake) Scrub(_ context.Context, r ScrubRequest) (Scrub, error) {
+	return Scrub{Bytes: r.Rate}, f.take(r)
+}
+
 func (f *fake) Version(context.Context) (VersionInfo, error) { return VersionInfo{PID: 7}, f.err }
 
 func (f *fake) Health(context.Context) error { return f.err }
@@ -156,6 +160,10 @@ func TestCalls(t *testing.T) {
 			return errors.Join(err, want(a.Bytes, 9))
 		}},
 		"upgrade": {UpgradeRequest{Executable: "/e"}, func() error { return c.Upgrade(ctx, UpgradeRequest{Executable: "/e"}) }},
+		"scrub": {ScrubRequest{Images: []string{"i"}, Rate: 8}, func() error {
+			a, err := c.Scrub(ctx, ScrubRequest{Images: []string{"i"}, Rate: 8})
+			return errors.Join(err, want(a.Bytes, 8))
+		}},
 		"version": {nil, func() error {
 			v, err := c.Version(ctx)
 			return errors.Join(err, want(int64(v.PID), 7))

@@ -81,6 +81,11 @@ func (c *Client) Upgrade(ctx context.Context, r UpgradeRequest) error {
 	return c.act(ctx, "/upgrade", r)
 }
 
+// Scrub verifies what the cache has and returns when that is done; the end of ctx ends it.
+func (c *Client) Scrub(ctx context.Context, r ScrubRequest) (s Scrub, err error) {
+	return s, c.call(ctx, http.MethodPost, "/cache/scrub", r, &s)
+}
+
 // Status returns the daemon's state.
 func (c *Client) Status(ctx context.Context) (s Status, err error) {
 	return s, c.call(ctx, http.MethodGet, "/status", nil, &s)

@@ -27,6 +27,7 @@ const maxBody = 4 << 20
 //	GET  /cache                           → Cache
 //	POST /cache/evict     EvictRequest    → Cache
 //	POST /upgrade         UpgradeRequest  → {}
+//	POST /cache/scrub     ScrubRequest    → Scrub
 //	GET  /status                          → Status
 //	GET  /version                         → VersionInfo
 //	GET  /health                          → {}, or 503
@@ -43,6 +44,7 @@ func Handler(s Service) http.Handler {
 	mux.Handle("GET "+Prefix+"/cache", get(s.Cache))
 	mux.Handle("POST "+Prefix+"/cache/evict", post(s.Evict))
 	mux.Handle("POST "+Prefix+"/upgrade", act(s.Upgrade))
+	mux.Handle("POST "+Prefix+"/cache/scrub", post(s.Scrub))
 	mux.Handle("GET "+Prefix+"/status", get(s.Status))
 	mux.Handle("GET "+Prefix+"/version", get(s.Version))
 	mux.Handle("GET "+Prefix+"/health", get(func(ctx context.Context) (struct{}, error) { return struct{}{}, s.Health(ctx) }))

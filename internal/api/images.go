@@ -69,6 +69,24 @@ type EvictRequest struct {
 	Target int64 `json:"target"` // bytes that the cache may take in the end
 }
 
+// A ScrubRequest asks for what the cache has to be verified.
+type ScrubRequest struct {
+	Images   []string `json:"images,omitempty"` // ids, or what they were mounted from; none: everything
+	DomainID string   `json:"domain_id,omitempty"`
+	Rate     int64    `json:"rate,omitempty"` // at most so many bytes in a second; 0: 50 MiB
+}
+
+// A Scrub is what was found. Wrong = Repaired + Unrepaired.
+type Scrub struct {
+	Blobs      int64    `json:"blobs"` // that were looked at
+	Chunks     int64    `json:"chunks"`
+	Bytes      int64    `json:"bytes"`
+	Wrong      int64    `json:"wrong"` // chunks
+	Repaired   int64    `json:"repaired"`
+	Unrepaired int64    `json:"unrepaired"`
+	Errors     []string `json:"errors,omitempty"` // why not; the first ones
+}
+
 // VersionInfo says what runs.
 type VersionInfo struct {
 	Version   string `json:"version"`

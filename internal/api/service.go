@@ -21,6 +21,8 @@ type Service interface {
 	Cache(ctx context.Context) (Cache, error)
 	Evict(ctx context.Context, r EvictRequest) (Cache, error)
 	Upgrade(ctx context.Context, r UpgradeRequest) error
+	// Scrub verifies what the cache has and repairs what is wrong.
+	Scrub(ctx context.Context, r ScrubRequest) (Scrub, error)
 	Version(ctx context.Context) (VersionInfo, error)
 	// Health is an error when the daemon does not serve the kernel.
 	Health(ctx context.Context) error

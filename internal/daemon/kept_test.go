@@ -34,7 +34,7 @@ func cachedFiles(t testing.TB, root string) (names []string) {
 	t.Helper()
 	for _, dir := range []string{"images", "cache", "fscache/cache", "fscache/graveyard"} {
 		err := filepath.WalkDir(filepath.Join(root, dir), func(name string, e fs.DirEntry, err error) error {
-			if err == nil && !e.IsDir() {
+			if err == nil && !e.IsDir() && e.Name() != ",running" {
 				names = append(names, strings.TrimPrefix(name, root+"/"))
 			}
 			return err

@@ -1,0 +1,5 @@
+//go:build !race
+
+package blobmgr
+
+const defaultHistories = 10000
