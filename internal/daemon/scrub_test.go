@@ -142,3 +142,43 @@ func TestScrubKept(t *testing.T) {
 	}
 	compareTree(t, fixtureList(t), d.mount(t, r))
 }
+
+// TestScrubAdopted: mounts of a predecessor are made to ask again too.
+func TestScrubAdopted(t *testing.T) {
+	d := startDaemon(t, daemonOptions{completion: true})
+	if err := fanotify.Supported(d.root); err != nil {
+		testenv.Kernel(t, "fanotify", err)
+	}
+	r := localRequest(t, "none")
+	m := d.mount(t, r)
+	files := regularFiles(t, m)
+	if _, err := readAll(files[0]); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the image to be complete", func() bool { return d.image(t, m).Complete })
+	d.kill()
+	d.unguarded(t)
+	d = startDaemon(t, daemonOptions{root: d.root, completion: true})
+	if !d.image(t, m).Complete {
+		t.Fatal("not adopted")
+	}
+	d.rotten(t, r)
+	if s, err := d.Scrub(t.Context(), api.ScrubRequest{}); err != nil || s.Wrong == 0 || s.Repaired != s.Wrong {
+		t.Fatalf("scrub: %+v, %v", s, err)
+	}
+	d.rotten(t, r)
+	blob := onlyBlob(t, r)
+	st, err := os.Stat(blob)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(blob, make([]byte, st.Size()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := d.Scrub(t.Context(), api.ScrubRequest{}); err != nil || s.Unrepaired == 0 { // a chunk of zeros can be repaired
+		t.Fatalf("scrub without a backend: %+v, %v", s, err)
+	}
+	if rightOrDenied(t, m, files[1:]) == 0 {
+		t.Error("no read failed")
+	}
+}
