@@ -48,8 +48,12 @@ func (l *Log) Cut(at int, loss Loss, seed uint64) Cut {
 	return c
 }
 
+// tries is how many more places are looked at for a cut where much is not flushed.
+const tries = 4
+
 // Pick returns n cuts in the order of the log, none before the first label: each label's
-// turn comes as often as another's, however much is written meanwhile.
+// turn comes as often as another's, however much is written meanwhile. Half of the cuts
+// are where much is not flushed.
 func (l *Log) Pick(rnd *rand.Rand, n int, labels []string) (cuts []Cut) {
 	at := map[string][]int{}
 	var names []string // in the order of the log, so that a seed says all
@@ -65,15 +69,38 @@ func (l *Log) Pick(rnd *rand.Rand, n int, labels []string) (cuts []Cut) {
 	if len(names) == 0 {
 		return nil
 	}
-	start := rnd.IntN(len(names))
+	start, waiting := rnd.IntN(len(names)), l.waiting()
 	for i := range n {
 		name := names[(start+i)%len(names)]
-		c := l.Cut(at[name][rnd.IntN(len(at[name]))], Loss(rnd.IntN(losses)), rnd.Uint64())
+		place := at[name][rnd.IntN(len(at[name]))]
+		for range i % 2 * tries {
+			if other := at[name][rnd.IntN(len(at[name]))]; waiting[other] > waiting[place] {
+				place = other
+			}
+		}
+		c := l.Cut(place, Loss(rnd.IntN(losses)), rnd.Uint64())
 		c.Label = name
 		cuts = append(cuts, c)
 	}
 	slices.SortFunc(cuts, func(a, b Cut) int { return a.At - b.At })
 	return cuts
+}
+
+// waiting returns how many bytes are not flushed after the first i entries, for every i.
+func (l *Log) waiting() []int64 {
+	list := make([]int64, len(l.Entries)+1)
+	for i := range l.Entries {
+		e := &l.Entries[i]
+		switch {
+		case e.Flags&Flush != 0: // its own data are not flushed by it
+			list[i+1] = e.N
+		case e.data():
+			list[i+1] = list[i] + e.N
+		default:
+			list[i+1] = list[i]
+		}
+	}
+	return list
 }
 
 // neverTorn is how many bytes from the start of the disk are written whole or not at all:

@@ -192,6 +192,12 @@ func TestLose(t *testing.T) {
 	}
 }
 
+func TestWaiting(t *testing.T) {
+	if got, want := unflushed().log(t).waiting(), []int64{0, 512, 1024, 0, 2048, 2560, 3072, 7168}; !slices.Equal(got, want) {
+		t.Errorf("not flushed: %v, want %v", got, want)
+	}
+}
+
 func TestPick(t *testing.T) {
 	const place = 100
 	w := &logWriter{sector: 512}

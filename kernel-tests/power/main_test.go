@@ -1,9 +1,0 @@
-package power
-
-import (
-	"testing"
-
-	"github.com/erofsd/erofsd/internal/testenv"
-)
-
-func TestMain(m *testing.M) { testenv.Main(m) }
