@@ -29,7 +29,8 @@ func (m *Manager) Forget(ctx context.Context, domain, id string) error {
 }
 
 // discard removes what there is of a blob. The mark goes first and for good: it must not
-// come back after a power cut and vouch for what a later Open wrote. The table goes last:
+// come back after a power cut and vouch for what a later Open wrote, nor for the cache file
+// with another file's data in its blocks (ext4 with data=writeback). The table goes last:
 // until then that knows whose data are left.
 func (d *directory) discard(file string) error {
 	if err := d.removeDurably(file + cleanSuffix); err != nil {

@@ -39,6 +39,7 @@ var (
 	Zstd       = Tool{"zstd", "zstd"}
 	Cpio       = Tool{"cpio", "cpio"}
 	Qemu       = Tool{"qemu-system-x86_64", "qemu-system-x86"}
+	QemuDisks  = Tool{"qemu-storage-daemon", "qemu-system-common"}
 
 	DockerRegistry = Tool{"docker-registry", "docker-registry"}
 	Squid          = Tool{"/usr/sbin/squid", "squid"} // ordinary users' PATH lacks it

@@ -27,9 +27,11 @@ var guestTests = []struct{ folder, run string }{
 	{"./kernel-tests/smoke", "^(TestSmoke|TestConformance)$/^cachefiles$"},
 }
 
-// bootTests are those of kernel-tests/vm that boot guests themselves, which they can
-// once the kernels have been built.
-const bootTests = "^TestBootsGuests$"
+// bootTests are those that boot guests themselves, which they can once the kernels have
+// been built, and bootFolders the packages that have them.
+const bootTests = "^(TestBootsGuests|TestGuests)$"
+
+var bootFolders = []string{"./kernel-tests/vm", "./kernel-tests/power"}
 
 // guests are the kernels that are being made while other tests run.
 type guests struct {
@@ -110,7 +112,8 @@ func (s *summary) guests(ctx context.Context, g *guests, required bool) error {
 		return nil
 	}
 	s.note("booting guests:")
-	return s.goTest(ctx, nil, "-count=1", "-run", bootTests, "./kernel-tests/vm")
+	// One package after the other: each guest has as many processors as a small machine.
+	return s.goTest(ctx, nil, append([]string{"-count=1", "-p=1", "-timeout=15m", "-run", bootTests}, bootFolders...)...)
 }
 
 // guest runs the kernel tests in guests with the row's kernel, one after the other:

@@ -7,8 +7,9 @@
 //
 // The machine is QEMU; this program is also the first process in it. The program sees
 // the module's folder and ../shared read-only where they are on the host, an empty
-// ext4 of 4 GiB in $EROFSD_TEST_DIR, another of 64 MiB in $EROFSD_TEST_SMALL_DIR, and
-// nothing else of the host. What it prints and its exit code are this program's.
+// ext4 of 4 GiB in $EROFSD_TEST_DIR, another of 64 MiB in $EROFSD_TEST_SMALL_DIR, the
+// disks that -disk names, and nothing else of the host. What it prints and its exit code
+// are this program's.
 //
 // A kernel that complains (BUG, Oops, WARNING, a task that hangs) fails the run.
 // Guests are emulated, so times in them say nothing about the host.
@@ -50,6 +51,10 @@ func hostMain(ctx context.Context, args []string) (code int, err error) {
 	timeout := flags.Duration("timeout", 10*time.Minute, "`time` after which the guest is stopped and says where it was")
 	memory := flags.Int("memory", 2048, "`MiB` of the guest")
 	verbose := flags.Bool("log", false, "print all of the kernel's log, always")
+	var m machine
+	flags.Func("disk", "image `file` of a further disk of the guest: /dev/vdc and on, in their order", m.addDisk)
+	flags.Func("env", "`NAME=VALUE` of the program's environment", m.addEnv)
+	flags.StringVar(&m.writes, "log-writes", "", "`file` that gets a log of all writes and flushes of the first -disk, as dm-log-writes makes it")
 	flags.Usage = func() {
 		fmt.Fprintln(flags.Output(), "usage: vm -kernel ROW [flags] [--] PROGRAM [argument...]\n\nPROGRAM is a static program of the host, or by its bare name one of the guest: sh.")
 		flags.PrintDefaults()
@@ -64,11 +69,11 @@ func hostMain(ctx context.Context, args []string) (code int, err error) {
 		flags.Usage()
 		return exitProblem, errors.New("a kernel and a program are needed")
 	}
-	m := &machine{timeout: *timeout, memory: *memory, stdout: os.Stdout, stderr: os.Stderr}
+	m.timeout, m.memory, m.stdout, m.stderr = *timeout, *memory, os.Stdout, os.Stderr
 	if m.kernel, err = findKernel(ctx, *kernel); err != nil {
 		return exitProblem, err
 	}
-	if err := m.prepare(*kernel, flags.Args()); err != nil {
+	if err := errors.Join(m.prepare(*kernel, flags.Args()), m.logWrites()); err != nil {
 		return exitProblem, err
 	}
 	o, err := m.run(ctx)

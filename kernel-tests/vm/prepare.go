@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -51,6 +52,16 @@ func (m *machine) prepare(row string, command []string) error {
 			m.job.Env = append(m.job.Env, name+"="+value)
 		}
 	}
+	m.job.Env = append(m.job.Env, m.env...)
+	return nil
+}
+
+// addEnv adds a variable to the program's environment.
+func (m *machine) addEnv(variable string) error {
+	if name, _, ok := strings.Cut(variable, "="); !ok || name == "" {
+		return errors.New("want NAME=VALUE")
+	}
+	m.env = append(m.env, variable)
 	return nil
 }
 

@@ -30,7 +30,10 @@ type machine struct {
 	job            job
 	program        string // path on the host of what the job runs; "" when the guest has it
 	timeout        time.Duration
-	memory         int // MiB
+	memory         int      // MiB
+	env            []string // of the program, beside what every one gets
+	disks          []string // absolute paths of further disks
+	writes         string   // absolute path of the log of the first one's writes, or ""
 	stdout, stderr *os.File
 }
 
@@ -197,8 +200,11 @@ func (m *machine) args(ports []*port) []string {
 		"-serial", "file:" + logName, "-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
 	}
 	for _, d := range disks {
-		args = append(args, "-drive", "format=raw,if=virtio,cache=unsafe,discard=unmap,file="+d.name)
+		args = append(args,
+			"-drive", "format=raw,if=none,id="+d.name+",cache=unsafe,discard=unmap,file="+d.name,
+			"-device", "virtio-blk-pci,drive="+d.name) // not if=virtio: those come behind all devices
 	}
+	args = append(args, m.furtherDisks()...)
 	for i, p := range ports {
 		args = append(args,
 			"-chardev", fmt.Sprintf("socket,id=%s,fd=%d", p.name, 3+i), // 3: the first of ExtraFiles

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -110,6 +111,12 @@ func TestPrepare(t *testing.T) {
 	t.Setenv("EROFSD_FIXTURES", t.TempDir())
 	t.Setenv("GODEBUG", "a=b")
 	m := &machine{stdout: os.Stdout, stderr: os.Stdout}
+	if err := m.addEnv("NAME"); err == nil {
+		t.Error("a variable without a value is taken")
+	}
+	if err := m.addEnv("NAME=a=b"); err != nil {
+		t.Fatal(err)
+	}
 	if err := m.prepare("6.1", []string{"./x.test", "-test.v"}); err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +126,7 @@ func TestPrepare(t *testing.T) {
 	if m.job.Stderr {
 		t.Error("one file for both outputs makes two ports")
 	}
-	for _, want := range []string{"EROFSD_GUEST=6.1", "GODEBUG=a=b", "TEST_MUST_RUN=root,cachefiles,fixtures", "EROFSD_TEST_DIR=/cache"} {
+	for _, want := range []string{"EROFSD_GUEST=6.1", "GODEBUG=a=b", "TEST_MUST_RUN=root,cachefiles,fixtures", "EROFSD_TEST_DIR=/cache", "NAME=a=b"} {
 		if !slices.Contains(m.job.Env, want) {
 			t.Errorf("the program's environment %q has no %s", m.job.Env, want)
 		}
@@ -130,6 +137,40 @@ func TestPrepare(t *testing.T) {
 	m = &machine{stdout: os.Stdout, stderr: os.Stdout}
 	if err := m.prepare("6.1", []string{"sh", "-c", "true"}); err != nil || m.job.Args[0] != "sh" || m.program != "" {
 		t.Errorf("a bare name runs %q from the host's %q, error %v", m.job.Args, m.program, err)
+	}
+}
+
+func TestFurtherDisks(t *testing.T) {
+	dir := t.TempDir()
+	disk, writes := filepath.Join(dir, "disk"), filepath.Join(dir, "writes")
+	var m machine
+	if err := m.addDisk(disk); err == nil {
+		t.Error("a disk that is not there is one")
+	}
+	m.writes = writes
+	if err := m.logWrites(); err == nil {
+		t.Error("the writes of no disk are logged")
+	}
+	for _, name := range []string{disk, filepath.Join(dir, "a,b"), writes} {
+		if err := os.WriteFile(name, []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := m.addDisk(filepath.Join(dir, "a,b")); err == nil {
+		t.Error("a path that QEMU would take for options is a disk")
+	}
+	m.disks = nil
+	if err := errors.Join(m.addDisk(disk), m.logWrites()); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := os.ReadFile(writes); err != nil || len(p) > 0 {
+		t.Errorf("the log of an earlier guest is there still: %q, %v", p, err)
+	}
+	args := strings.Join(m.furtherDisks(), " ")
+	for _, want := range []string{"filename=" + disk, "filename=" + writes, "file=disk0,log=writes", "drive=logged"} {
+		if !strings.Contains(args, want) {
+			t.Errorf("QEMU's options have no %s: %s", want, args)
+		}
 	}
 }
 
