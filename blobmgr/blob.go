@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 
 	"github.com/erofsd/erofsd/internal/chunk"
+	"github.com/erofsd/erofsd/internal/failpoint"
 )
 
 // A Blob is an open cache file and what makes it fill. It is safe for concurrent
@@ -362,6 +363,7 @@ func (b *Blob) writeMark() error {
 	}
 	b.dirty = false
 	b.mu.Unlock()
+	failpoint.Hit("blobmgr.sync")
 	err := b.cache.Datasync()
 	if err != nil {
 		b.lost()
@@ -372,7 +374,9 @@ func (b *Blob) writeMark() error {
 		err = b.m.dir.sync(b.name + metaSuffix)
 	}
 	if err == nil {
+		failpoint.Hit("blobmgr.clean")
 		err = b.m.dir.write(b.name+cleanSuffix, marshalClean(b.metaSum, clean), true)
+		failpoint.Hit("blobmgr.cleaned")
 	}
 	if err != nil {
 		b.mu.Lock()

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/erofsd/erofsd/backend"
+	"github.com/erofsd/erofsd/internal/failpoint"
 )
 
 // Data is evicted from a blob that is mounted in two steps, because a reader that was
@@ -170,9 +171,11 @@ func (b *Blob) Doubt(ctx context.Context, rs []Region) error {
 		return fmt.Errorf("evict from blob %s: %w", b.name, err)
 	}
 	defer b.durable.give()
+	failpoint.Hit("blobmgr.evict.doubt")
 	if err := b.removeMark(); err != nil {
 		return fmt.Errorf("evict from blob %s: %w", b.name, err)
 	}
+	failpoint.Hit("blobmgr.evict.doubted")
 	b.digests.RLock()
 	defer b.digests.RUnlock()
 	b.mu.Lock()
@@ -348,6 +351,8 @@ func (b *Blob) punch(f *flight) (n int64, err error) {
 	}
 	b.rests = true
 	b.mu.Unlock()
+	failpoint.Hit("blobmgr.evict.punch")
+	defer failpoint.Hit("blobmgr.evict.punched")
 	defer b.spare(f)
 	for _, x := range runs {
 		if err := b.cache.PunchHole(x.off, x.n); err != nil {

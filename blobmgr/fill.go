@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/erofsd/erofsd/internal/chunk"
+	"github.com/erofsd/erofsd/internal/failpoint"
 )
 
 const (
@@ -221,7 +222,9 @@ func (b *Blob) fetch(ctx context.Context, f *flight, o *origin, units []int) []i
 	if err == nil {
 		b.requests.Add(1)
 		b.m.metrics.requests.WithLabelValues(f.kind.String()).Inc()
+		failpoint.Hit("blobmgr.fetch")
 		err = blob.ReadAt(ctx, f.buf[:end-off], off)
+		failpoint.Hit("blobmgr.fetched")
 	}
 	if err != nil {
 		if ctx.Err() == nil {
@@ -306,7 +309,9 @@ func (b *Blob) write(f *flight, units []int, buf []byte, base int64, gen uint64)
 		f.fail(units, fmt.Errorf("write cache file %s: %w", b.Path(), full(err)))
 		return
 	}
+	failpoint.Hit("blobmgr.written")
 	b.mark(units, gen)
+	failpoint.Hit("blobmgr.marked")
 }
 
 // recheck verifies the suspect units of a flight in the cache file and returns the

@@ -3,6 +3,17 @@ package failpoint
 // Names are the names of all places, sorted. A test compares them with the calls
 // of Hit in the tree, so a new place has to be added here.
 var Names = []string{
+	"blobmgr.clean",
+	"blobmgr.cleaned",
+	"blobmgr.evict.doubt",
+	"blobmgr.evict.doubted",
+	"blobmgr.evict.punch",
+	"blobmgr.evict.punched",
+	"blobmgr.fetch",
+	"blobmgr.fetched",
+	"blobmgr.marked",
+	"blobmgr.sync",
+	"blobmgr.written",
 	"cachefiles.answered",
 	"cachefiles.closed",
 	"cachefiles.copen",

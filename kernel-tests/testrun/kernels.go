@@ -18,14 +18,18 @@ import (
 
 // guestTests are the tests that run in a guest with every kernel: those of a package
 // whose name matches the pattern.
-var guestTests = []struct{ folder, run string }{
+var guestTests = []struct{ folder, run string }{ // every one with the build tag failpoint
 	{"./internal/kernel", "."},
 	{"./cachefiles", "^TestKernel"},
 	{"./cmd/erofsd", "^TestSingletonRefused$"},
 	{"./internal/daemon", "^(TestHandover|TestRemove|TestCacheLimit|TestBind|TestBindAnother|TestPrefetch)$"},
 	{"./kernel-tests/scenario", "^(TestScenarios|TestBesideNydusd)$/^(cachefiles|erofsd|nydusd)$"},
 	{"./kernel-tests/smoke", "^(TestSmoke|TestConformance)$/^cachefiles$"},
+	{"./kernel-tests/torture", "^(TestKillMatrix|TestKilledTogether|TestKeeperKilled|TestSignals|TestUpgrade)$"},
 }
+
+// killTests are those that need the build tag failpoint.
+const killTests = "^TestKillMatrix$"
 
 // bootTests are those that boot guests themselves, which they can once the kernels have
 // been built, and bootFolders the packages that have them.
@@ -123,7 +127,7 @@ func (s *summary) guest(ctx context.Context, vm, row string) error {
 	for _, t := range guestTests {
 		before := s.passed + s.failed + s.skipped
 		// Go's own timeout comes first: it knows which test was running.
-		err := s.goTest(ctx, []string{"CGO_ENABLED=0"}, "-count=1", "-timeout", "5m",
+		err := s.goTest(ctx, []string{"CGO_ENABLED=0"}, "-count=1", "-tags", "failpoint", "-timeout", "5m",
 			"-exec", vm+" -timeout 5m30s -kernel "+row, "-run", t.run, t.folder)
 		if err != nil {
 			return err

@@ -60,6 +60,10 @@ func run(ctx context.Context, packages string, rows []string, tests bool, fuzzTi
 		if err := s.race(ctx); err != nil {
 			return err
 		}
+		s.note("killed at named places:")
+		if err := s.goTest(ctx, nil, "-count=1", "-tags", "failpoint", "-timeout", "15m", "-run", killTests, "./kernel-tests/torture"); err != nil {
+			return err
+		}
 	}
 	if err := s.guests(ctx, g, !tests); err != nil {
 		return err
