@@ -83,9 +83,11 @@ type ownMount struct {
 // ownMounts returns the mounts whose source is a bootstrap of ours.
 func (d *Daemon) ownMounts() ([]ownMount, error) {
 	mounts, err := d.mounter.Mounted()
-	if err != nil {
-		return nil, err
-	}
+	return d.own(mounts), err
+}
+
+// own returns those of mounts whose source is a bootstrap of ours.
+func (d *Daemon) own(mounts []Mounted) []ownMount {
 	var own []ownMount
 	for _, m := range mounts {
 		name, ours := strings.CutPrefix(m.Source, filepath.Join(d.o.Root, "images")+"/")
@@ -94,5 +96,5 @@ func (d *Daemon) ownMounts() ([]ownMount, error) {
 			own = append(own, ownMount{m, parseImageKey(key)})
 		}
 	}
-	return own, nil
+	return own
 }

@@ -90,13 +90,16 @@ func (d *Daemon) reap() {
 		}
 	}
 	d.mu.Unlock()
-	if len(known) == 0 {
+	if len(known) == 0 && d.o.Holder == nil {
 		return
 	}
 	mounts, err := d.mounter.Mounted()
 	if err != nil {
 		d.log.Warn("read the table of mounts", "err", err)
 		return
+	}
+	if d.o.Holder != nil {
+		d.adoptStrays(d.own(mounts))
 	}
 	for _, m := range mounts {
 		delete(known, m.Point)
@@ -113,6 +116,35 @@ func (d *Daemon) reap() {
 	for point, m := range known {
 		d.log.Info("was unmounted by somebody else", "image", m.img.key.id, "mountpoint", point)
 		d.release(m.img)
+	}
+}
+
+// adoptStrays takes over images that were mounted after this worker had looked: by a
+// helper process that its predecessor left in the middle of its work.
+func (d *Daemon) adoptStrays(own []ownMount) {
+	ctx, cancel := context.WithTimeout(d.ctx, adoptTime)
+	defer cancel()
+	for _, o := range own {
+		if d.mountAt(o.Point) != nil {
+			continue
+		}
+		img, src, err := d.reacquire(ctx, o.key)
+		if err != nil {
+			d.log.Warn("cannot go on with an image that an earlier worker was mounting", "image", o.key.id, "mountpoint", o.Point, "err", err)
+			continue
+		}
+		m := &mount{point: o.Point, source: src.label, img: img}
+		d.mu.Lock()
+		taken := d.mounts[o.Point] != nil
+		if !taken {
+			d.mounts[o.Point] = m
+		}
+		d.mu.Unlock()
+		if taken {
+			d.release(img)
+			continue
+		}
+		d.log.Info("goes on with an image that an earlier worker was mounting", "image", o.key.id, "mountpoint", o.Point)
 	}
 }
 

@@ -127,8 +127,8 @@ func (s *summary) guest(ctx context.Context, vm, row string) error {
 	for _, t := range guestTests {
 		before := s.passed + s.failed + s.skipped
 		// Go's own timeout comes first: it knows which test was running.
-		err := s.goTest(ctx, []string{"CGO_ENABLED=0"}, "-count=1", "-tags", "failpoint", "-timeout", "5m",
-			"-exec", vm+" -timeout 5m30s -kernel "+row, "-run", t.run, t.folder)
+		err := s.goTest(ctx, []string{"CGO_ENABLED=0"}, "-count=1", "-tags", "failpoint", "-timeout", "10m",
+			"-exec", vm+" -timeout 10m30s -kernel "+row, "-run", t.run, t.folder)
 		if err != nil {
 			return err
 		}

@@ -123,7 +123,7 @@ func often(name string) int {
 	switch pkg, what, _ := strings.Cut(name, "."); {
 	case pkg == "daemon":
 		return 1
-	case strings.Contains(what, "clean"), strings.Contains(what, "evict"), what == "sync":
+	case strings.Contains(what, "clean"), strings.Contains(what, "evict"), what == "sync", what == "closed", strings.HasPrefix(what, "copen"):
 		return 1
 	default:
 		return 8

@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/erofsd/erofsd/internal/daemon"
 	"github.com/erofsd/erofsd/internal/keeper"
@@ -50,6 +51,8 @@ func runKeeper(args []string) int {
 		},
 		Logger:       slog.New(slog.NewTextHandler(os.Stderr, nil)),
 		StateVersion: daemon.StateVersion,
+		// The product gives a worker that dies again and again more and more time.
+		Backoff: keeper.Backoff{Min: time.Millisecond, Max: 10 * time.Millisecond, Stable: 100 * time.Millisecond},
 	})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "keeper:", err)
