@@ -3,8 +3,9 @@ GO ?= go
 PREFIX ?= /usr/local
 FUZZTIME ?= 1m
 KERNEL ?= 6.1,6.12
+ROUNDS ?= 100
 
-.PHONY: build test race lint fuzz kernel bench demo install clean
+.PHONY: build test race lint fuzz kernel bench torture demo install clean
 
 build: # the binaries, static, into bin/
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/...
@@ -26,6 +27,9 @@ kernel: # the kernel tests in guests with kernels of their own, which it builds 
 
 bench: build # every figure beside its reference, also as build/bench.json
 	$(GO) run ./kernel-tests/bench
+
+torture: # ROUNDS= kills at every named place, and of upgrades; SEED= replays. A line for each test
+	ROUNDS=$(ROUNDS) $(GO) test -tags failpoint -count=1 -timeout 0 -v -run 'TestKill|TestSignals|TestUpgrade|TestTakeoverTime' ./kernel-tests/torture | grep -E 'SEED|---|_test.go|^ok|^FAIL'
 
 demo: build # a Python program from a lazy image, behind a slow link
 	$(GO) run ./kernel-tests/demo

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/erofsd/erofsd/blobmgr"
 	"github.com/erofsd/erofsd/fanotify"
@@ -43,6 +44,7 @@ type Holder struct {
 	log         *slog.Logger
 	left        map[string]keeper.Entry // by the predecessor, and not taken yet
 	reservation *fanotify.Reservation   // nil: there was no journal
+	worker      *os.File                // lock
 	socket      string                  // of the API
 	turn        turn                    // serialises what the keeper is told
 }
@@ -179,8 +181,29 @@ func (h *Holder) watch(ctx context.Context) {
 	}
 }
 
+// lockWorker makes this process the only worker of root: a predecessor whose keeper died
+// may serve on, with the same lock on the root.
+func (h *Holder) lockWorker(root string) (err error) {
+	if h == nil {
+		return nil
+	}
+	name := filepath.Join(root, "worker")
+	h.worker, err = os.OpenFile(name, os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return fmt.Errorf("lock %s: %w", name, err)
+	}
+	if err := syscall.Flock(int(h.worker.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return errors.Join(fmt.Errorf("lock %s: a worker without its keeper still serves the images; end it with SIGTERM (fuser %s shows it), "+
+			"and start again: %w", name, name, err), h.worker.Close())
+	}
+	return nil
+}
+
 // lockRoot is the lock of root, which a predecessor may have left.
 func (h *Holder) lockRoot(ctx context.Context, root string) (*os.File, error) {
+	if err := h.lockWorker(root); err != nil {
+		return nil, err
+	}
 	if e := h.take(heldLock); e.File != nil {
 		if string(e.Data) != root {
 			return nil, errors.Join(fmt.Errorf("serve images from %s: the daemon before this one has the root %s; end that one first", root, e.Data), e.File.Close())
