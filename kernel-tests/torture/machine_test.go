@@ -154,6 +154,9 @@ func (m *machine) mount(i *image, name string) string {
 		m.t.Fatal(err)
 	}
 	r := api.MountRequest{Mountpoint: point, Bootstrap: i.boot, BlobDir: i.blobs}
+	if i.bound != "" {
+		r = api.MountRequest{Mountpoint: point, Image: i.bound}
+	}
 	m.retry("mount "+name, func() error {
 		_, err := m.Mount(context.Background(), r)
 		if e := (*api.Error)(nil); errors.As(err, &e) && e.Status == http.StatusConflict {

@@ -24,6 +24,7 @@ import (
 type image struct {
 	boot, blobs string            // paths
 	files       map[string][]byte // by path
+	bound       string            // its name, if it is one that is bound
 }
 
 // newImage makes an image of some megabytes from seed: n small files and a large one.
