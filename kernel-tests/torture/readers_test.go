@@ -130,6 +130,18 @@ func (s *score) start(i *image, point string, n int, seed uint64) (wait func(t *
 // pages; one file they leave alone, so that the image stays incomplete. end ends them, and
 // fails t if anything was not right.
 func (s *score) load(i *image, point string, n int, seed uint64) (end func(t *testing.T, m *machine)) {
+	stop := s.loop(i, point, n, seed)
+	return func(t *testing.T, m *machine) {
+		t.Helper()
+		stop(t, m)
+		if s.bad() {
+			t.Errorf("%s; the first: %s", s, s.first)
+		}
+	}
+}
+
+// loop is load whose end only ends.
+func (s *score) loop(i *image, point string, n int, seed uint64) (end func(t *testing.T, m *machine)) {
 	var all sync.WaitGroup
 	stop := make(chan struct{})
 	for k := range n {
@@ -156,9 +168,6 @@ func (s *score) load(i *image, point string, n int, seed uint64) (end func(t *te
 		t.Helper()
 		close(stop)
 		wait(t, m)
-		if s.bad() {
-			t.Errorf("%s; the first: %s", s, s.first)
-		}
 	}
 }
 
