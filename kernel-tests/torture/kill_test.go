@@ -135,6 +135,12 @@ func churn(m *machine, s *score, i *image, r *rand.Rand) {
 	point := m.mount(i, "two")
 	s.readers(i, point, 2, r.Uint64())(m.t, m)
 	m.unmount(point)
+	m.evict()
+}
+
+// evict empties the cache of what is not in use.
+func (m *machine) evict() {
+	m.t.Helper()
 	m.retry("evict", func() error {
 		_, err := m.Evict(context.Background(), api.EvictRequest{})
 		return err

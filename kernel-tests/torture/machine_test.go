@@ -74,6 +74,12 @@ func start(t *testing.T, o daemon.Options, script ...string) *machine {
 // startIn is start in the directory of an earlier machine.
 func startIn(t *testing.T, dir string, o daemon.Options, script ...string) *machine {
 	t.Helper()
+	return startAs(t, dir, o, func(*exec.Cmd) {}, script...)
+}
+
+// startAs is startIn of a keeper whose command is made ready by prepare.
+func startAs(t *testing.T, dir string, o daemon.Options, prepare func(*exec.Cmd), script ...string) *machine {
+	t.Helper()
 	m := &machine{t: t, dir: dir, ended: make(chan struct{})}
 	m.socket = filepath.Join(m.dir, "sock")
 	m.Client = api.NewClient(m.socket)
@@ -93,6 +99,7 @@ func startIn(t *testing.T, dir string, o daemon.Options, script ...string) *mach
 		}
 		m.cmd.Env = append(os.Environ(), "EROFSD_FAILPOINT=@"+file)
 	}
+	prepare(m.cmd)
 	if err := m.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -147,6 +154,9 @@ func (m *machine) mount(i *image, name string) string {
 		m.t.Fatal(err)
 	}
 	r := api.MountRequest{Mountpoint: point, Bootstrap: i.boot, BlobDir: i.blobs}
+	if i.bound != "" {
+		r = api.MountRequest{Mountpoint: point, Image: i.bound}
+	}
 	m.retry("mount "+name, func() error {
 		_, err := m.Mount(context.Background(), r)
 		if e := (*api.Error)(nil); errors.As(err, &e) && e.Status == http.StatusConflict {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -39,6 +40,9 @@ func TestMain(m *testing.M) {
 
 // runKeeper is what cmd/erofsd does as keeper.
 func runKeeper(args []string) int {
+	if os.Getenv("LISTEN_PID") == "self" { // nobody else knows it before
+		os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
+	}
 	code, err := keeper.Run(context.Background(), keeper.Options{
 		Command: func(exe string) *exec.Cmd {
 			if exe == "" {

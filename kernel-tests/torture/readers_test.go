@@ -24,6 +24,7 @@ import (
 type image struct {
 	boot, blobs string            // paths
 	files       map[string][]byte // by path
+	bound       string            // its name, if it is one that is bound
 }
 
 // newImage makes an image of some megabytes from seed: n small files and a large one.
@@ -129,6 +130,18 @@ func (s *score) start(i *image, point string, n int, seed uint64) (wait func(t *
 // pages; one file they leave alone, so that the image stays incomplete. end ends them, and
 // fails t if anything was not right.
 func (s *score) load(i *image, point string, n int, seed uint64) (end func(t *testing.T, m *machine)) {
+	stop := s.loop(i, point, n, seed)
+	return func(t *testing.T, m *machine) {
+		t.Helper()
+		stop(t, m)
+		if s.bad() {
+			t.Errorf("%s; the first: %s", s, s.first)
+		}
+	}
+}
+
+// loop is load whose end only ends.
+func (s *score) loop(i *image, point string, n int, seed uint64) (end func(t *testing.T, m *machine)) {
 	var all sync.WaitGroup
 	stop := make(chan struct{})
 	for k := range n {
@@ -155,9 +168,6 @@ func (s *score) load(i *image, point string, n int, seed uint64) (end func(t *te
 		t.Helper()
 		close(stop)
 		wait(t, m)
-		if s.bad() {
-			t.Errorf("%s; the first: %s", s, s.first)
-		}
 	}
 }
 

@@ -1,0 +1,122 @@
+package torture
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/erofsd/erofsd/internal/daemon"
+	"github.com/erofsd/erofsd/internal/testenv"
+)
+
+// TestOutOfMemory has the kernel kill the worker for want of memory below readers, again
+// and again. Nobody may notice.
+func TestOutOfMemory(t *testing.T) {
+	way := transport(t)
+	if _, err := os.Stat(filepath.Join(memoryCgroups, "memory.oom_control")); err != nil {
+		testenv.Need(t, "memory cgroup", "needs the memory controller of cgroup v1: "+err.Error())
+	}
+	seed := newSeed(t)
+	one := newImage(t, seed, 120, "zstd")
+	m := start(t, daemon.Options{Transport: way, FillTimeout: patience, NoCompletion: true})
+	s := &score{}
+	n := rounds(t, 3)
+	for k := range n {
+		point := m.mount(one, "one")
+		group := newCgroup(t)
+		group.set("memory.limit_in_bytes", 64<<20)
+		group.set("cgroup.procs", m.worker())
+		end := s.loop(one, point, readersAtOnce, seed+uint64(k))
+		m.await("the kernel to kill the worker", func() bool {
+			group.squeeze()
+			return group.kills() > 0
+		})
+		m.await("a successor", func() bool { return m.deaths() > k && m.Health(t.Context()) == nil })
+		m.recovers(one, point, seed)
+		end(t, m)
+		m.unmount(point)
+		m.evict()
+		if m.deaths() != k+1 || s.wrong.Load() > 0 {
+			t.Errorf("%d workers died of %d; %s; the first: %s", m.deaths(), k+1, s, s.first)
+		}
+	}
+	m.stop()
+	t.Logf("killed for memory %d, %s", n, s)
+}
+
+// memoryCgroups is where cgroup v1 has its memory controller.
+const memoryCgroups = "/sys/fs/cgroup/memory"
+
+// A cgroup limits the memory of the processes in it.
+type cgroup struct {
+	t   *testing.T
+	dir string
+}
+
+// newCgroup makes one, which ends with t; its processes must have ended.
+func newCgroup(t *testing.T) cgroup {
+	t.Helper()
+	dir, err := os.MkdirTemp(memoryCgroups, "erofsd-torture-*")
+	if err != nil {
+		testenv.Need(t, "memory cgroup", "needs a memory cgroup of its own: "+err.Error())
+	}
+	t.Cleanup(func() {
+		err := syscall.Rmdir(dir)
+		for deadline := time.Now().Add(patience); err != nil && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+			err = syscall.Rmdir(dir) // busy while a process ends
+		}
+		if err != nil {
+			t.Errorf("remove %s: %v", dir, err)
+		}
+	})
+	return cgroup{t, dir}
+}
+
+func (c cgroup) set(name string, value int) {
+	c.t.Helper()
+	if err := c.write(name, value); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c cgroup) write(name string, value int) error {
+	return os.WriteFile(filepath.Join(c.dir, name), []byte(strconv.Itoa(value)), 0)
+}
+
+func (c cgroup) read(name string) string {
+	c.t.Helper()
+	p, err := os.ReadFile(filepath.Join(c.dir, name))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return strings.TrimSpace(string(p))
+}
+
+// squeeze lowers the limit below what is used. The kernel does so as far as pages can go
+// and kills when more is wanted.
+func (c cgroup) squeeze() {
+	c.t.Helper()
+	used, err := strconv.Atoi(c.read("memory.usage_in_bytes"))
+	if err == nil {
+		err = c.write("memory.limit_in_bytes", used-used/8)
+	}
+	if err != nil && !errors.Is(err, syscall.EBUSY) { // that much cannot go
+		c.t.Fatal(err)
+	}
+}
+
+// kills is how many processes the kernel has killed for the limit.
+func (c cgroup) kills() int {
+	c.t.Helper()
+	_, number, _ := strings.Cut(c.read("memory.oom_control"), "oom_kill ")
+	n, err := strconv.Atoi(number)
+	if err != nil {
+		c.t.Fatalf("%s: %v", c.dir, err)
+	}
+	return n
+}
