@@ -92,7 +92,7 @@ func lies() []backendtest.Action {
 		backendtest.TooMany(1),
 		func(http.ResponseWriter, *http.Request, http.Handler) { panic(http.ErrAbortHandler) }, // no head
 		backendtest.Reset(10), backendtest.Stall(-1), backendtest.Stall(10),
-		backendtest.Drip(4<<10, 100*time.Millisecond), backendtest.Short(10), backendtest.Whole,
+		backendtest.Drip(16<<10, 50*time.Millisecond), backendtest.Short(10), backendtest.Whole,
 		backendtest.WrongRange("bytes 0-99/100"), backendtest.WrongBytes,
 		func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
 			http.Redirect(w, r, r.URL.Path, http.StatusTemporaryRedirect) // perhaps for ever
@@ -103,6 +103,9 @@ func lies() []backendtest.Action {
 	}
 	return list
 }
+
+// domain is of the images that are bound.
+const domain = "torture"
 
 // bind makes the image one that is bound as name, with its blobs from the liar.
 func (m *machine) bind(i *image, name string, l *liar) {
@@ -119,7 +122,7 @@ func (m *machine) bind(i *image, name string, l *liar) {
 	}
 	i.bound = name
 	m.retry("bind "+name, func() error {
-		return m.BindImage(context.Background(), api.BindRequest{ID: name, Bootstrap: i.boot, Config: config})
+		return m.BindImage(context.Background(), api.BindRequest{ID: name, DomainID: domain, Bootstrap: i.boot, Config: config})
 	})
 }
 
@@ -127,7 +130,7 @@ func (m *machine) bind(i *image, name string, l *liar) {
 func (m *machine) forget(i *image) {
 	m.t.Helper()
 	m.retry("unbind "+i.bound, func() error {
-		err := m.UnbindImage(context.Background(), api.ImageRequest{Image: i.bound})
+		err := m.UnbindImage(context.Background(), api.ImageRequest{Image: i.bound, DomainID: domain})
 		if e := (*api.Error)(nil); errors.As(err, &e) && e.Status == http.StatusNotFound {
 			return nil // a worker has died before it could say so
 		}
@@ -136,7 +139,7 @@ func (m *machine) forget(i *image) {
 	m.evict()
 }
 
-// killEvery kills every worker that has served for so long, until stop, which returns how
+// killEvery kills a worker whenever there was one for so long, until stop, which returns how
 // many it were.
 func (m *machine) killEvery(pause time.Duration) (stop func() int) {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -144,12 +147,16 @@ func (m *machine) killEvery(pause time.Duration) (stop func() int) {
 	go func() {
 		n := 0
 		for ctx.Err() == nil {
-			v, err := m.Version(ctx) // waits until a worker serves
+			_, err := m.Version(ctx) // waits until a worker serves
 			select {
 			case <-time.After(pause):
 			case <-ctx.Done():
 			}
-			if err == nil && ctx.Err() == nil && syscall.Kill(v.PID, syscall.SIGKILL) == nil {
+			if err != nil {
+				continue
+			}
+			v, err := m.Version(ctx) // an upgrade may have replaced it
+			if err == nil && syscall.Kill(v.PID, syscall.SIGKILL) == nil {
 				n++
 			}
 		}

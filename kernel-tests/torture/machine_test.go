@@ -155,7 +155,7 @@ func (m *machine) mount(i *image, name string) string {
 	}
 	r := api.MountRequest{Mountpoint: point, Bootstrap: i.boot, BlobDir: i.blobs}
 	if i.bound != "" {
-		r = api.MountRequest{Mountpoint: point, Image: i.bound}
+		r = api.MountRequest{Mountpoint: point, Image: i.bound, DomainID: domain}
 	}
 	m.retry("mount "+name, func() error {
 		_, err := m.Mount(context.Background(), r)
