@@ -333,7 +333,7 @@ func (h *Holder) ready(ctx context.Context) error {
 		return nil
 	}
 	go h.watch(ctx)
-	return h.done("know that the daemon serves", h.client.Ready(ctx))
+	return h.done("know that the daemon serves", h.client.Ready(context.WithoutCancel(ctx))) // an end comes after it
 }
 
 // end tells the keeper that nobody is needed any more, and closes what was left and
@@ -363,9 +363,10 @@ func (c *Control) bindHeld(ctx context.Context) {
 		}
 	}
 	for name, held := range h.takeAll(heldBinding) {
-		e, err := configured(held)
-		if err == nil && e != nil {
-			err = c.bindEntry(ctx, c.daemon, *e)
+		var saved savedImage
+		err := json.Unmarshal(held.Data, &saved)
+		if err == nil {
+			err = c.bindSaved(ctx, c.daemon, saved)
 		}
 		if err != nil {
 			c.log.Error("an image that was bound before cannot be bound again; what it lacks reads as EIO", "image", name, "err", err)

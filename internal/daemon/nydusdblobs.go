@@ -60,7 +60,20 @@ func usable(dir string) bool {
 
 // bindEntry binds the image of e, with what SetConfig said of it.
 func (c *Control) bindEntry(ctx context.Context, d *Daemon, e config.BlobEntry) error {
-	k := entryKey(e.DomainID, e.ID)
+	return c.bindAs(ctx, d, entryKey(e.DomainID, e.ID), e, false)
+}
+
+// bindSaved binds an image that an earlier daemon had bound, in its domain: that may be
+// ours, which nydus's API cannot name.
+func (c *Control) bindSaved(ctx context.Context, d *Daemon, s savedImage) error {
+	e, _, err := config.ParseBlobEntry(s.Entry)
+	if err != nil {
+		return err
+	}
+	return c.bindAs(ctx, d, imageKey{e.DomainID, e.ID}, e, s.Pinned)
+}
+
+func (c *Control) bindAs(ctx context.Context, d *Daemon, k imageKey, e config.BlobEntry, pinned bool) error {
 	c.mu.Lock()
 	for id, values := range c.values {
 		if r := e.Image.Backend.Registry; calls(id, k, e.Image.ID) && r != nil && r.Auth == "" && r.Token == "" {
@@ -68,7 +81,7 @@ func (c *Control) bindEntry(ctx context.Context, d *Daemon, e config.BlobEntry) 
 		}
 	}
 	c.mu.Unlock()
-	return d.Bind(ctx, boundImage{key: k, bootstrap: d.copyOf(k, e.Bootstrap), config: e.Image})
+	return d.Bind(ctx, boundImage{key: k, bootstrap: d.copyOf(k, e.Bootstrap), config: e.Image, pinned: pinned})
 }
 
 // copyOf returns the daemon's own copy of k's bootstrap if name is gone.

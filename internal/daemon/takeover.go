@@ -111,9 +111,9 @@ func (c *Control) restore(ctx context.Context) (*Daemon, error) {
 		switch {
 		case err != nil:
 		case s.Bound:
-			err = c.bindEntry(ctx, d, e)
+			err = c.bindSaved(ctx, d, s)
 		default:
-			d.remembered[entryKey(e.DomainID, e.ID)] = e.Image
+			d.remembered[imageKey{e.DomainID, e.ID}] = e.Image
 		}
 		if err != nil {
 			c.log.Error("an image of an earlier daemon cannot be restored; what it lacks reads as EIO", "image", e.ID, "err", err)
