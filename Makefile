@@ -4,8 +4,9 @@ PREFIX ?= /usr/local
 FUZZTIME ?= 1m
 KERNEL ?= 6.1,6.12
 ROUNDS ?= 100
+MINUTES ?= 60
 
-.PHONY: build test race lint fuzz kernel bench torture demo install clean
+.PHONY: build test race lint fuzz kernel bench torture soak demo install clean
 
 build: # the binaries, static, into bin/
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/...
@@ -30,6 +31,9 @@ bench: build # every figure beside its reference, also as build/bench.json
 
 torture: # ROUNDS= kills at every named place, and of upgrades; SEED= replays. A line for each test
 	ROUNDS=$(ROUNDS) $(GO) test -tags failpoint -count=1 -timeout 0 -v -run 'TestKill|TestSignals|TestUpgrade|TestTakeoverTime' ./kernel-tests/torture | grep -E 'SEED|---|_test.go|^ok|^FAIL'
+
+soak: # mounts, kills, upgrades, a lying registry and a full cache for MINUTES, then a line of counts
+	MINUTES=$(MINUTES) $(GO) test -tags failpoint -count=1 -timeout 0 -v -run 'TestSoak' ./kernel-tests/torture | grep -E 'SEED|---|_test.go|^ok|^FAIL'
 
 demo: build # a Python program from a lazy image, behind a slow link
 	$(GO) run ./kernel-tests/demo
