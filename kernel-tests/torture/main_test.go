@@ -22,6 +22,7 @@ import (
 const (
 	keeperName = "erofsd-torture"
 	workerName = "erofsd-torture-worker"
+	hogName    = "erofsd-torture-hog"
 )
 
 func TestMain(m *testing.M) {
@@ -32,6 +33,8 @@ func TestMain(m *testing.M) {
 		os.Exit(daemon.Guard(os.Args))
 	case os.Args[0] == keeperName:
 		os.Exit(runKeeper(os.Args[1:]))
+	case os.Args[0] == hogName:
+		runHog()
 	case os.Args[0] == workerName:
 		os.Exit(runWorker(os.Args[1:]))
 	}

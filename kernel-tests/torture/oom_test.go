@@ -1,9 +1,10 @@
 package torture
 
 import (
-	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -29,13 +30,12 @@ func TestOutOfMemory(t *testing.T) {
 	for k := range n {
 		point := m.mount(one, "one")
 		group := newCgroup(t)
-		group.set("memory.limit_in_bytes", 64<<20)
-		group.set("cgroup.procs", m.worker())
+		group.set("memory.limit_in_bytes", 128<<20)
+		worker := m.worker()
+		group.set("cgroup.procs", worker)
 		end := s.loop(one, point, readersAtOnce, seed+uint64(k))
-		m.await("the kernel to kill the worker", func() bool {
-			group.squeeze()
-			return group.kills() > 0
-		})
+		group.starve(worker)
+		m.await("the kernel to kill the worker", func() bool { return group.kills() > 0 })
 		m.await("a successor", func() bool { return m.deaths() > k && m.Health(t.Context()) == nil })
 		m.recovers(one, point, seed)
 		end(t, m)
@@ -97,16 +97,37 @@ func (c cgroup) read(name string) string {
 	return strings.TrimSpace(string(p))
 }
 
-// squeeze lowers the limit below what is used. The kernel does so as far as pages can go
-// and kills when more is wanted.
-func (c cgroup) squeeze() {
+// starve has another process in the group want more and more, and the kernel prefer to
+// kill the victim for it.
+func (c cgroup) starve(victim int) {
 	c.t.Helper()
-	used, err := strconv.Atoi(c.read("memory.usage_in_bytes"))
-	if err == nil {
-		err = c.write("memory.limit_in_bytes", used-used/8)
-	}
-	if err != nil && !errors.Is(err, syscall.EBUSY) { // that much cannot go
+	name := filepath.Join("/proc", strconv.Itoa(victim), "oom_score_adj")
+	if err := os.WriteFile(name, []byte("1000"), 0); err != nil {
 		c.t.Fatal(err)
+	}
+	hog := exec.Command("/proc/self/exe")
+	hog.Args[0] = hogName
+	if err := hog.Start(); err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() {
+		_ = hog.Process.Kill() // the kernel may have done so
+		_ = hog.Wait()
+	})
+	c.set("cgroup.procs", hog.Process.Pid)
+}
+
+// runHog takes memory until it is killed.
+func runHog() {
+	var all [][]byte
+	for {
+		p := make([]byte, 1<<20)
+		for i := range p {
+			p[i] = 1
+		}
+		all = append(all, p)
+		time.Sleep(10 * time.Millisecond)
+		runtime.KeepAlive(all)
 	}
 }
 
