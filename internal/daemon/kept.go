@@ -52,14 +52,39 @@ func (d *Daemon) listKept() ([]kept, error) {
 		}
 		all = append(all, k)
 	}
+	claimed, err := d.claimed()
+	if err != nil {
+		return nil, fmt.Errorf("list kept images: %w", err)
+	}
 	d.mu.Lock()
 	for i := range all {
 		_, all[i].open = d.images[all[i].key]
-		all[i].open = all[i].open || d.bindings[all[i].key] != nil
+		all[i].open = all[i].open || d.bindings[all[i].key] != nil || claimed[all[i].key]
 	}
 	d.mu.Unlock()
 	slices.SortFunc(all, func(a, b kept) int { return cmp.Or(a.used.Compare(b.used), compareKeys(a.key, b.key)) })
 	return all, nil
+}
+
+// claimed returns images that are in use whatever the tables say: what is mounted, and until
+// they are taken over those that a predecessor had open.
+func (d *Daemon) claimed() (map[imageKey]bool, error) {
+	mounts, err := d.ownMounts()
+	if err != nil {
+		return nil, err
+	}
+	out := map[imageKey]bool{}
+	for _, m := range mounts {
+		out[m.key] = true
+	}
+	select {
+	case <-d.adopted:
+	default:
+		for _, k := range d.before {
+			out[k] = true
+		}
+	}
+	return out, nil
 }
 
 // Remove removes a kept image: its bootstrap, and those of its blobs that no other

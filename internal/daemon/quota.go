@@ -41,6 +41,11 @@ type quota struct {
 
 // watchQuota keeps the cache below its limit until the daemon ends.
 func (d *Daemon) watchQuota() {
+	select {
+	case <-d.adopted: // or what a predecessor had open would look unused
+	case <-d.ctx.Done():
+		return
+	}
 	q := &quota{d: d}
 	t := time.NewTicker(max(d.o.Grace/graceTicks, time.Millisecond))
 	defer t.Stop()
