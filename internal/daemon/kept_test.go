@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -112,7 +113,7 @@ func TestCacheLimit(t *testing.T) {
 		d.umount(t, m)
 		await(t, "the end of the image's use", func() bool {
 			st, err := d.Status(t.Context())
-			return err == nil && (len(st.Kept) == 0 || !st.Kept[len(st.Kept)-1].InUse)
+			return err == nil && !slices.ContainsFunc(st.Kept, func(k api.Kept) bool { return k.Source == r.Bootstrap && k.InUse })
 		})
 		time.Sleep(10 * time.Millisecond) // times of files are that exact
 		st, err := d.Status(t.Context())
