@@ -54,7 +54,7 @@ func run(ctx context.Context, packages string, rows []string, tests bool, fuzzTi
 		err = errors.Join(err, g.remove())
 	}()
 	if tests {
-		if err := s.goTest(ctx, nil, "-timeout", "15m", "-skip", bootTests, packages); err != nil {
+		if err := s.goTest(ctx, nil, "-timeout", "20m", "-skip", bootTests, packages); err != nil {
 			return err
 		}
 		if err := s.race(ctx); err != nil {
@@ -90,7 +90,7 @@ func (s *summary) race(ctx context.Context) error {
 	s.note("with the race detector:")
 	// A process with the race detector waits a second before it ends, and those that
 	// the daemon starts do so whatever GORACE says: hundreds of them are left out.
-	return s.goTest(ctx, []string{"CGO_ENABLED=1", "GORACE=atexit_sleep_ms=0"}, append([]string{"-race", "-short", "-skip", "^TestManyMounts$", "-timeout", "10m"}, racy...)...)
+	return s.goTest(ctx, []string{"CGO_ENABLED=1", "GORACE=atexit_sleep_ms=0"}, append([]string{"-race", "-short", "-skip", "^TestManyMounts$", "-timeout", "20m"}, racy...)...)
 }
 
 // fuzz runs every fuzz target by itself: go test takes only one at a time.
