@@ -139,12 +139,11 @@ func (b *Blob) openFiles(ctx context.Context, writeMeta bool) error {
 	}
 	if b.f != nil {
 		b.mu.Lock()
-		b.complete = b.missing == 0
+		if b.complete = b.missing == 0; b.complete {
+			close(b.done) // before anything else runs that may find it complete
+		}
 		b.resume(ctx)
 		b.mu.Unlock()
-	}
-	if b.complete {
-		close(b.done)
 	}
 	b.m.metrics.open.Inc()
 	return nil
