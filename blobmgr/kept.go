@@ -22,13 +22,26 @@ func (m *Manager) Forget(ctx context.Context, domain, id string) error {
 	if n.blob != nil {
 		return fmt.Errorf("forget blob %s: %w", id, ErrOpen)
 	}
-	// The table goes last: until then a later Open knows whose data are left.
-	for _, suffix := range []string{cleanSuffix, "", metaSuffix} {
-		if err := m.dir.remove(file + suffix); err != nil {
-			return fmt.Errorf("forget blob %s: %w", id, err)
-		}
+	if err := m.forgetFiles(file); err != nil {
+		return fmt.Errorf("forget blob %s: %w", id, err)
 	}
 	return nil
+}
+
+// forgetFiles removes a blob's files. The clean mark goes first, and for good: after a power
+// cut the cache file may be there again, and where the file system does not wait for that
+// (ext4 with data=writeback) with another file's data in its blocks. The table goes last:
+// until then a later Open knows whose data are left.
+func (m *Manager) forgetFiles(file string) error {
+	if m.dir.exists(file + cleanSuffix) {
+		if err := m.dir.removeDurably(file + cleanSuffix); err != nil {
+			return err
+		}
+	}
+	if err := m.dir.remove(file); err != nil {
+		return err
+	}
+	return m.dir.remove(file + metaSuffix)
 }
 
 // Usage returns how many bytes of disk the cache file of the blob called id takes, 0
