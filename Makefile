@@ -11,7 +11,7 @@ MINUTES ?= 60
 build: # the binaries, static, into bin/
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/...
 
-test: # every test, those for root, the kernel and guest kernels included, and the fuzz targets for 10 s each
+test: # every test, those for root, the kernel and guest kernels included, and the fuzz targets for 30 s each
 	$(GO) run ./kernel-tests/testrun
 
 race: # every test with the race detector; needs a C compiler

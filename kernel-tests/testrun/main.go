@@ -26,7 +26,7 @@ import (
 var racy = []string{"./backend/...", "./blobmgr/...", "./cachefiles/...", "./fanotify/...", "./convert/...", "./internal/api/...", "./internal/daemon/...", "./internal/logging/...", "./kernel-tests/link"}
 
 func main() {
-	fuzzTime := flag.Duration("fuzz", 10*time.Second, "`time` for every fuzz target; 0: none")
+	fuzzTime := flag.Duration("fuzz", 30*time.Second, "`time` for every fuzz target; 0: none")
 	tests := flag.Bool("tests", true, "run the tests, and the concurrent packages with the race detector, too")
 	kernels := flag.String("kernels", strings.Join(guestkernel.Rows, ","), "`rows` of the guest kernels to test with; without -tests one that cannot be built is a failure")
 	packages := flag.String("packages", "./...", "`pattern` of the packages to test")
