@@ -75,7 +75,12 @@ func (b *bench) remoteImage(addr string) api.MountRequest {
 
 // lazily calls do with an image mounted at dir by a new daemon with an empty cache,
 // and nothing of its blobs in the page cache.
-func (b *bench) lazily(ctx context.Context, r api.MountRequest, args []string, do func(d *harness.Daemon, dir string) error) (err error) {
+func (b *bench) lazily(ctx context.Context, r api.MountRequest, args []string, do func(d *harness.Daemon, dir string) error) error {
+	return b.lazilyBy(ctx, b.bin, r, args, do)
+}
+
+// lazilyBy is lazily with the daemon in the directory bin.
+func (b *bench) lazilyBy(ctx context.Context, bin string, r api.MountRequest, args []string, do func(d *harness.Daemon, dir string) error) (err error) {
 	top, err := b.dir()
 	if err != nil {
 		return err
@@ -84,7 +89,7 @@ func (b *bench) lazily(ctx context.Context, r api.MountRequest, args []string, d
 	if err := b.dropBlobs(); err != nil {
 		return err
 	}
-	d, err := harness.StartDaemon(ctx, b.bin, filepath.Join(top, "root"), args...)
+	d, err := harness.StartDaemon(ctx, bin, filepath.Join(top, "root"), args...)
 	if err != nil {
 		return err
 	}

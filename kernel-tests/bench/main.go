@@ -28,6 +28,7 @@ var cases = []struct {
 }{
 	{"convert", convert},
 	{"cold", cold},
+	{"verification", verification},
 	{"numpy", numpy},
 	{"link", wholeTree},
 	{"warm", warm},
@@ -49,7 +50,7 @@ func main() {
 	bin := flag.String("bin", "bin", "`directory` of erofsd and erofsctl")
 	out := flag.String("out", "build/bench.json", "`file` for the figures")
 	repeat := flag.Int("repeat", 5, "`number` of runs of each measurement; the median counts")
-	pattern := flag.String("run", ".", "run only the cases that match `regexp`: convert, cold, numpy, link, warm, page-cold, mounts, images, demand, network-cpu, api, bind")
+	pattern := flag.String("run", ".", "run only the cases that match `regexp`: convert, cold, verification, numpy, link, warm, page-cold, mounts, images, demand, network-cpu, api, bind")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
