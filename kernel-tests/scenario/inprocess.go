@@ -112,7 +112,7 @@ func (p *inProcess) kill(t testing.TB) {
 	<-p.ended
 }
 
-func (p *inProcess) killMounting(t testing.TB, mount func()) {
+func (p *inProcess) killMounting(t testing.TB, mount func() error, _ func()) {
 	t.Helper()
 	reached := make(chan struct{})
 	p.before.Store(new(func() {
@@ -122,7 +122,9 @@ func (p *inProcess) killMounting(t testing.TB, mount func()) {
 	asked := make(chan struct{})
 	go func() {
 		defer close(asked)
-		mount()
+		if mount() == nil {
+			t.Error("a daemon that was killed has answered")
+		}
 	}()
 	<-reached
 	p.before.Store(nil)

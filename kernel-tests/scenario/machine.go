@@ -61,8 +61,9 @@ type driver interface {
 	failed() error
 	log() string
 	// killMounting kills the daemon while the mount that mount asks for is in the
-	// kernel's hands, with cachefiles in the middle of an OPEN.
-	killMounting(t testing.TB, mount func())
+	// kernel's hands, with cachefiles in the middle of an OPEN. unmount undoes a mount
+	// that was too fast for this.
+	killMounting(t testing.TB, mount func() error, unmount func())
 	// view shows what is mounted at a place.
 	view(point string) fileSystem
 	// abandon unmounts what is at a place, also when it is in use, behind the

@@ -183,33 +183,58 @@ func (p *process) signal(t testing.TB, s syscall.Signal) {
 
 // killMounting stops the daemon as soon as its helper is there, waits until the helper
 // waits for the kernel, which waits for the daemon, and kills the daemon. The helper
-// must come to its end.
-func (p *process) killMounting(t testing.TB, mount func()) {
+// must come to its end. A mount that was done before its helper was seen is undone, and
+// tried again.
+func (p *process) killMounting(t testing.TB, mount func() error, unmount func()) {
 	t.Helper()
-	asked := make(chan struct{})
-	go func() {
-		defer close(asked)
-		mount()
-	}()
-	var helper int
-	for start := time.Now(); helper == 0; {
-		if time.Since(start) > patience {
-			t.Fatalf("no mount helper was started\n%s", p.log())
+	for start := time.Now(); time.Since(start) < patience; unmount() {
+		asked := make(chan error, 1)
+		go func() { asked <- mount() }()
+		if helper := p.awaitHelper(t, asked); helper != 0 {
+			p.killServing(t, helper, asked)
+			return
 		}
-		helper = childOf(p.cmd.Process.Pid)
 	}
+	t.Fatalf("no mount helper was seen\n%s", p.log())
+}
+
+// awaitHelper returns the daemon's mount helper, 0 when the mount was done without one
+// being seen.
+func (p *process) awaitHelper(t testing.TB, asked <-chan error) (helper int) {
+	t.Helper()
+	for {
+		select {
+		case err := <-asked:
+			if err != nil {
+				t.Fatalf("%v\n%s", err, p.log())
+			}
+			return 0
+		default:
+		}
+		if helper = childOf(p.cmd.Process.Pid); helper != 0 {
+			return helper
+		}
+	}
+}
+
+// killServing kills the daemon while its helper mounts.
+func (p *process) killServing(t testing.TB, helper int, asked <-chan error) {
+	t.Helper()
 	if err := p.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
 	// With fanotify a mount asks for nothing, so it ends; with cachefiles it waits for
 	// its OPEN.
+	var state byte
 	await(t, "the mount to wait", func() bool {
-		s := stateOf(helper)
-		return s == 'D' || s == 'Z' || s == 0
+		state = stateOf(helper)
+		return state == 'D' || state == 'Z' || state == 0
 	})
-	t.Logf("the mount helper's state was %q when the daemon was killed", stateOf(helper))
+	t.Logf("the mount helper's state was %q when the daemon was killed", state)
 	p.kill(t)
-	<-asked
+	if err := <-asked; err == nil && state == 'D' {
+		t.Error("a daemon that was killed has answered")
+	}
 	await(t, "the mount helper to end", func() bool { s := stateOf(helper); return s == 'Z' || s == 0 })
 }
 
