@@ -37,13 +37,10 @@ func (b *Blob) Attach(ctx context.Context, f AttachedFile) error {
 	present := newBitmap(b.table.Units())
 	stored := int64(0)
 	err := f.Data(b.size, func(off, end int64) {
-		for u := b.within(off); u < b.table.Units(); u++ {
-			x := b.table.Unit(u)
-			if x.Off+x.Len > end {
-				break
-			}
+		first, last := b.covered(off, end)
+		for u := first; u < last; u++ {
 			present.set(u)
-			stored += x.Len
+			stored += b.table.Unit(u).Len
 		}
 	})
 	if err != nil {
@@ -118,6 +115,17 @@ func (b *Blob) within(off int64) int {
 		u++
 	}
 	return u
+}
+
+// covered returns the units [first, last) that lie in [off, end) with all their bytes.
+func (b *Blob) covered(off, end int64) (first, last int) {
+	first = b.within(off)
+	for last = first; last < b.table.Units(); last++ {
+		if x := b.table.Unit(last); x.Off+x.Len > end {
+			break
+		}
+	}
+	return first, last
 }
 
 // An attachedFile is the cacheFile over an AttachedFile. It is durable in the order of

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -23,6 +22,8 @@ type Blob struct {
 	size  int64
 	f     *os.File // nil with Options.Attached
 	fresh bool     // there was no NAME.meta
+	// sibling is what the other transport has kept, nil if nothing.
+	sibling *sibling
 	// attaching serialises what changes cache, which is f or what is attached.
 	attaching turn
 	cache     cacheFile
@@ -32,6 +33,7 @@ type Blob struct {
 	stored   atomic.Int64 // bytes present
 	fetched  atomic.Int64
 	requests atomic.Int64
+	reused   atomic.Int64 // bytes from the sibling
 	corrupt  atomic.Int64
 	ahead    *readahead
 	heat     []atomic.Uint32 // when each region was read last, see evict.go
@@ -96,11 +98,12 @@ func (m *Manager) newBlob(ctx context.Context, file string, s Source) (*Blob, er
 	if err != nil {
 		return nil, fmt.Errorf("image and blob do not belong together: %w", err)
 	}
-	if _, err := learn(b.table, s.Digests); err != nil {
+	units, err := learn(b.table, s.Digests)
+	if err != nil {
 		return nil, err
 	}
 	b.fresh = isNew
-	if err := b.openFiles(ctx, isNew || changed > 0); err != nil {
+	if err := b.openFiles(ctx, isNew || changed > 0, units); err != nil {
 		return nil, err
 	}
 	b.ahead.widen(s.Prefetch.Window)
@@ -108,11 +111,11 @@ func (m *Manager) newBlob(ctx context.Context, file string, s Source) (*Blob, er
 }
 
 // openFiles opens the cache file and finds what is present in it, unless the kernel
-// will bring it.
-func (b *Blob) openFiles(ctx context.Context, writeMeta bool) error {
+// will bring it. Units are those of which digests are new.
+func (b *Blob) openFiles(ctx context.Context, writeMeta bool, units []int) error {
 	b.size = b.table.Size()
-	units := b.table.Units()
-	b.present, b.suspect, b.cached, b.durably = newBitmap(units), newBitmap(units), newBitmap(units), newBitmap(units)
+	n := b.table.Units()
+	b.present, b.suspect, b.cached, b.durably = newBitmap(n), newBitmap(n), newBitmap(n), newBitmap(n)
 	b.heat, b.doubted = make([]atomic.Uint32, regions(b.size)), make([]uint32, regions(b.size))
 	b.ahead = newReadahead(b)
 	if b.m.opt.Attached {
@@ -120,14 +123,19 @@ func (b *Blob) openFiles(ctx context.Context, writeMeta bool) error {
 	} else if err := b.openCache(); err != nil {
 		return err
 	}
+	b.openSibling()
 	var err error
 	if writeMeta {
+		err = b.disown(units, b.fresh)
+	}
+	if err == nil && writeMeta {
 		err = b.writeMeta()
 	}
 	if err == nil && b.f != nil {
 		err = b.loadPresence()
 	}
 	if err != nil {
+		b.sibling.close()
 		return errors.Join(err, b.closeFile())
 	}
 	if b.f != nil {
@@ -224,46 +232,6 @@ func (b *Blob) share(ctx context.Context, s Source) error {
 	return nil
 }
 
-// extend records digests that are not known yet. Units that have one are verified
-// again; Done may be open again.
-func (b *Blob) extend(ctx context.Context, ds []ChunkDigest) error {
-	if err := b.durable.take(ctx); err != nil {
-		return err
-	}
-	defer b.durable.give()
-	// The mark goes first: what it lists may be written again from here on.
-	if err := b.removeMark(); err != nil {
-		return err
-	}
-	units, err := b.doubtAll(ds)
-	if err != nil {
-		return err
-	}
-	if units > 0 {
-		b.nudge()
-	}
-	b.digests.RLock()
-	p := marshalMeta(b.entry, b.table)
-	b.digests.RUnlock()
-	b.metaSum, b.unsaved = metaSum(p), true
-	if err := b.m.dir.write(b.name+metaSuffix, p, b.m.opt.Attached); err != nil {
-		return err
-	}
-	b.unsaved = false
-	return nil
-}
-
-func (b *Blob) doubtAll(ds []ChunkDigest) (int, error) {
-	b.digests.Lock()
-	defer b.digests.Unlock()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	units, err := learn(b.table, ds)
-	b.gen.Add(1)
-	b.doubt(units)
-	return len(units), err
-}
-
 // addOrigin makes s the first place to read from. One too many is closed.
 func (b *Blob) addOrigin(s Source) {
 	if last := b.putOrigin(s); last != nil {
@@ -306,10 +274,8 @@ func (b *Blob) Path() string { return b.m.dir.path(b.name) }
 // ID returns the blob's id, or that of the variant that b is. Within a domain no two
 // blobs have the same.
 func (b *Blob) ID() string {
-	if _, id, scoped := strings.Cut(b.name, ","); scoped {
-		return id
-	}
-	return b.name
+	_, id := unscoped(b.name)
+	return id
 }
 
 // Size returns the size of the cache file in bytes.
@@ -339,6 +305,10 @@ func (b *Blob) close() error {
 	if b.f != nil && b.dirty && b.stored.Load() > 0 {
 		errs = append(errs, b.writeMark())
 	}
+	if errors.Join(errs...) == nil {
+		b.endSibling(b.complete)
+	}
+	b.sibling.close()
 	for _, o := range b.origins {
 		errs = append(errs, o.close())
 	}

@@ -108,10 +108,14 @@ func (b *Blob) settle(ctx context.Context) error {
 		return err
 	}
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.missing == 0 && !b.complete {
+	complete := b.missing == 0
+	if complete && !b.complete {
 		b.complete = true
 		close(b.done)
+	}
+	b.mu.Unlock()
+	if complete {
+		b.endSibling(true)
 	}
 	return nil
 }

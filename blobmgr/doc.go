@@ -19,7 +19,8 @@
 // same was changed by somebody else: Scrub finds that.
 //
 // With cachefiles the cache file is the kernel's: attach.go. Then there is no ID and no
-// ID.clean, and presence is what the file has.
+// ID.clean, and presence is what the file has. A machine may have another transport after
+// its next boot: then what the other one has kept is a source, see sibling.go.
 //
 // Units (chunk.Unit) are what is present, absent, suspect or filling. Bits are set
 // in this order: written, marked, waiters woken.

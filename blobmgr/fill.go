@@ -132,7 +132,7 @@ func (b *Blob) fillPart(ctx context.Context, first, last int, miss bool) error {
 		}
 		if err != nil && !pleaded && diskFull(err) {
 			pleaded = true
-			if b.m.room.plead(ctx) {
+			if b.m.makeRoom(ctx) {
 				err = nil
 			}
 		}
@@ -370,9 +370,7 @@ func diskFull(err error) bool {
 
 // sound reports whether p is unit u, and writes it again if the disk may not have it.
 func (b *Blob) sound(u int, p []byte) bool {
-	b.digests.RLock()
-	err := b.table.Verify(u, p)
-	b.digests.RUnlock()
+	err := b.matches(u, p)
 	b.mu.Lock()
 	again := b.cached.has(u)
 	b.mu.Unlock()
@@ -380,6 +378,13 @@ func (b *Blob) sound(u int, p []byte) bool {
 		_, err = b.cache.WriteAt(p, b.table.Unit(u).Off)
 	}
 	return err == nil
+}
+
+// matches is an error unless p is unit u.
+func (b *Blob) matches(u int, p []byte) error {
+	b.digests.RLock()
+	defer b.digests.RUnlock()
+	return b.table.Verify(u, p)
 }
 
 // full adds to a write error what helps.

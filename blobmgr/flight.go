@@ -125,8 +125,8 @@ func (b *Blob) wait(ctx context.Context, f *flight, first, last int) error {
 	return nil
 }
 
-// run fills the units of f: from the cache file where it holds suspect data, then
-// from one source after the other until one gives the right bytes.
+// run fills the units of f: from the cache file where it holds suspect data, then from
+// the sibling, then from one source after the other until one gives the right bytes.
 func (b *Blob) run(ctx context.Context, f *flight) {
 	todo := f.units
 	defer func() {
@@ -143,6 +143,7 @@ func (b *Blob) run(ctx context.Context, f *flight) {
 	if f.kind == demand && len(todo) > 0 {
 		b.m.room.wait(ctx)
 	}
+	todo = b.reuse(ctx, f, todo)
 	if f.kind != demand {
 		ctx = backend.WithPriority(ctx, backend.Prefetch)
 	}

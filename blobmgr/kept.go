@@ -10,7 +10,7 @@ import (
 var ErrOpen = errors.New("an image has it open")
 
 // Forget removes everything that is kept of the blob called id, as [Blob.ID] returns
-// it, in a domain. One that is open is an [ErrOpen]; one that is not kept is no error.
+// it, in a domain, its sibling too ([Options.Sibling]). One that is open is an [ErrOpen]; one that is not kept is no error.
 func (m *Manager) Forget(ctx context.Context, domain, id string) error {
 	file := Source{Domain: domain}.scoped(id)
 	n, err := m.take(ctx, file)
@@ -21,6 +21,11 @@ func (m *Manager) Forget(ctx context.Context, domain, id string) error {
 	defer n.turn.give()
 	if n.blob != nil {
 		return fmt.Errorf("forget blob %s: %w", id, ErrOpen)
+	}
+	if path := m.siblingPath(file); path != "" { // before the table that vouches for it
+		if err := removeForGood(path); err != nil {
+			return fmt.Errorf("forget blob %s: %w", id, err)
+		}
 	}
 	if err := m.dir.discard(file); err != nil {
 		return fmt.Errorf("forget blob %s: %w", id, err)
@@ -33,13 +38,18 @@ func (m *Manager) Forget(ctx context.Context, domain, id string) error {
 // with another file's data in its blocks (ext4 with data=writeback). The table goes last:
 // until then that knows whose data are left.
 func (d *directory) discard(file string) error {
-	if err := d.removeDurably(file + cleanSuffix); err != nil {
-		return err
-	}
-	if err := d.remove(file); err != nil {
+	if err := d.discardFile(file); err != nil {
 		return err
 	}
 	return d.remove(file + metaSuffix)
+}
+
+// discardFile is discard that leaves the table.
+func (d *directory) discardFile(file string) error {
+	if err := d.removeDurably(file + cleanSuffix); err != nil {
+		return err
+	}
+	return d.remove(file)
 }
 
 // Usage returns how many bytes of disk the cache file of the blob called id takes, 0

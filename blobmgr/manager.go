@@ -40,6 +40,12 @@ type Options struct {
 	// while it has them open, see [Blob.Attach]. Dir has the chunk tables only.
 	Attached bool
 
+	// Sibling returns the path of the file that cachefiles has kept of the blob called id,
+	// as [Blob.ID] returns it, in a domain; empty: none. What is right in it is not fetched.
+	// With Attached it is not asked: there the sibling is the cache file of a Manager that
+	// Dir had before. Nil: there are none.
+	Sibling func(domain, id string) string
+
 	// Inherited returns a descriptor of the cache file of that name, which an earlier process
 	// opened before the file was watched and which is the caller's own; nil if there is
 	// none. It is used in place of a new one, if it is still that file. Nil: there are none.
@@ -71,6 +77,7 @@ type Manager struct {
 	names  map[string]*name
 	// doubted are blobs whose kept chunk tables may be wrong.
 	doubted   map[string]bool
+	siblings  map[*sibling]bool       // that are open
 	stopScrub context.CancelCauseFunc // nil: there was none
 }
 
@@ -114,6 +121,7 @@ func New(o Options) (*Manager, error) {
 		names:       make(map[string]*name),
 		room:        newRoom(),
 		doubted:     make(map[string]bool),
+		siblings:    make(map[*sibling]bool),
 		scrubbing:   newTurn(),
 	}
 	m.clock.Store(1)

@@ -37,14 +37,11 @@ func (m bitmap) next(i, j int) int {
 func (b *Blob) loadPresence() error {
 	clean, ok := parseClean(b.m.dir.read(b.name+cleanSuffix, 1<<10+int64(b.table.Units())), b.metaSum, b.table.Units())
 	err := b.cache.Data(b.size, func(off, end int64) {
-		for u := b.within(off); u < b.table.Units(); u++ {
-			x := b.table.Unit(u)
-			if x.Off+x.Len > end {
-				break
-			}
+		first, last := b.covered(off, end)
+		for u := first; u < last; u++ {
 			if clean.has(u) {
 				b.present.set(u)
-				b.stored.Add(x.Len)
+				b.stored.Add(b.table.Unit(u).Len)
 			} else {
 				b.suspect.set(u)
 				if !b.m.dir.cold.Load() {

@@ -9,6 +9,7 @@ type Stats struct {
 	Present  int64 // of it, what is there
 	Fetched  int64 // stored bytes read from backends since Open
 	Requests int64 // reads from backends since Open
+	Reused   int64 // bytes from what another transport had kept, since Open
 	Unasked  int64 // of Fetched, by completion and prefetch
 	Workers  int   // requests of it that may be under way at a time
 	Chunks   int   // of the blob
@@ -26,7 +27,7 @@ func (b *Blob) Stats() Stats {
 	defer b.mu.Unlock()
 	return Stats{
 		Size: b.size, Needed: b.needed, Present: b.stored.Load(),
-		Fetched: b.fetched.Load(), Requests: b.requests.Load(), Unasked: b.unasked.bytes, UnaskedRequests: b.unasked.requests,
+		Fetched: b.fetched.Load(), Requests: b.requests.Load(), Reused: b.reused.Load(), Unasked: b.unasked.bytes, UnaskedRequests: b.unasked.requests,
 		UnaskedSince: b.unasked.since, UnaskedUntil: b.unasked.until, Workers: b.prefetch.workers(),
 		Chunks: b.table.Len(), Corrupt: b.corrupt.Load(),
 		Complete: b.complete,

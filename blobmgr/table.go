@@ -52,3 +52,48 @@ func (b *Blob) doubtTable() {
 	defer b.m.mu.Unlock()
 	b.m.doubted[b.name] = true
 }
+
+// extend records digests that are not known yet. Units that have one are verified
+// again; Done may be open again.
+func (b *Blob) extend(ctx context.Context, ds []ChunkDigest) error {
+	if err := b.durable.take(ctx); err != nil {
+		return err
+	}
+	defer b.durable.give()
+	// The mark goes first: what it lists may be written again from here on.
+	if err := b.removeMark(); err != nil {
+		return err
+	}
+	units, err := b.doubtAll(ds)
+	if err != nil {
+		return err
+	}
+	if len(units) > 0 {
+		b.nudge()
+	}
+	again := b.unsaved
+	b.unsaved = true
+	if err := b.disown(units, again); err != nil {
+		return err
+	}
+	b.digests.RLock()
+	p := marshalMeta(b.entry, b.table)
+	b.digests.RUnlock()
+	b.metaSum = metaSum(p)
+	if err := b.m.dir.write(b.name+metaSuffix, p, b.m.opt.Attached); err != nil {
+		return err
+	}
+	b.unsaved = false
+	return nil
+}
+
+func (b *Blob) doubtAll(ds []ChunkDigest) ([]int, error) {
+	b.digests.Lock()
+	defer b.digests.Unlock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	units, err := learn(b.table, ds)
+	b.gen.Add(1)
+	b.doubt(units)
+	return units, err
+}
