@@ -322,17 +322,20 @@ func (t *cachefilesTransport) live(k imageKey, id string) bool {
 }
 
 // usage looks at the kernel's file. A new one has no name until it is closed for the
-// first time; then the blob knows how much is in it.
-func (t *cachefilesTransport) usage(k imageKey, id string) int64 {
-	var st syscall.Stat_t
+// first time; then the blob knows how much is in it. What is left of a fanotify daemon
+// counts too.
+func (t *cachefilesTransport) usage(k imageKey, id string) (n int64) {
+	if id != "" {
+		n = t.d.blobs.Usage(k.domain, id)
+	}
 	key := k.object(cmp.Or(id, k.id))
-	if syscall.Lstat(filepath.Join(t.device.Dir(), key.Path()), &st) == nil {
-		return st.Blocks * 512
+	if blocks, err := diskOf(filepath.Join(t.device.Dir(), key.Path())); err == nil {
+		return n + blocks
 	}
 	if v, ok := t.behind(key).(*device); ok {
-		return v.blob.Stats().Present
+		n += v.blob.Stats().Present
 	}
-	return 0
+	return n
 }
 
 // busy says whether the kernel has img's bootstrap open: it lets go of that with the

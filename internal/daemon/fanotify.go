@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -130,10 +131,17 @@ func (t *fanotifyTransport) bind(*binding) {}
 
 func (t *fanotifyTransport) unbind(*binding) bool { return true }
 
-// What is kept is blobmgr's and the daemon's: the kernel has nothing of its own.
-func (t *fanotifyTransport) discard(imageKey, bool) error { return nil }
+// discard removes what cachefiles has kept of k: its bootstrap, which nobody needs any
+// more, and with last its domain's directories.
+func (t *fanotifyTransport) discard(k imageKey, last bool) error {
+	if err := t.discardBlob(k, k.id); err != nil || !last {
+		return err
+	}
+	return t.d.removeLeftVolume(k)
+}
 
-func (t *fanotifyTransport) discardBlob(imageKey, string) error { return nil }
+// discardBlob removes the sibling of what blobmgr has: this kernel has nothing of its own.
+func (t *fanotifyTransport) discardBlob(k imageKey, id string) error { return t.d.removeLeft(k, id) }
 
 func (t *fanotifyTransport) discardEverywhere(string) error { return nil }
 
@@ -150,10 +158,11 @@ func (t *fanotifyTransport) live(k imageKey, id string) bool {
 }
 
 func (t *fanotifyTransport) usage(k imageKey, id string) int64 {
-	if id == "" {
-		return 0
+	n := t.d.leftUsage(k, cmp.Or(id, k.id))
+	if id != "" {
+		n += t.d.blobs.Usage(k.domain, id)
 	}
-	return t.d.blobs.Usage(k.domain, id)
+	return n
 }
 
 func (t *fanotifyTransport) mount(ctx context.Context, img *image, s MountSpec) error {

@@ -240,6 +240,9 @@ func (d *Daemon) evict(ctx context.Context, high, low int64) error {
 	if n <= high {
 		return nil
 	}
+	if n = d.dropLeft(all, n); n <= low {
+		return nil
+	}
 	for i, k := range all {
 		if k.open || k.Pinned {
 			continue

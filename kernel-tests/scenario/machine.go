@@ -36,6 +36,7 @@ type config struct {
 	small       bool // the cache is on a disk that can be filled
 	held        bool // cachefiles: somebody holds the device between daemons
 	fillTimeout time.Duration
+	root        string // of another machine that has ended; "": a new one
 }
 
 // A machine is a daemon on a kernel, and whoever reads its images. It ends with the
@@ -100,14 +101,18 @@ func (r Row) start(t testing.TB, c config) *machine {
 	if c.held {
 		serviceManager(t)
 	}
-	m := &machine{row: r, root: filepath.Join(scratch(t), "root")}
-	if c.small {
-		m.root = filepath.Join(r.smallDisk(t), "root")
+	root := c.root
+	switch {
+	case root != "":
+	case c.small:
+		root = filepath.Join(r.smallDisk(t), "root")
+	default:
+		root = filepath.Join(scratch(t), "root")
 	}
-	if err := os.Mkdir(m.root, 0o700); err != nil {
+	if err := os.Mkdir(root, 0o700); err != nil && c.root == "" {
 		t.Fatal(err)
 	}
-	m.socket = filepath.Join(m.root, "sock")
+	m := &machine{row: r, root: root, socket: filepath.Join(root, "sock")}
 	m.Client = api.NewClient(m.socket)
 	if r.Fake {
 		m.driver = newInProcess(t, r, c, m.root, m.socket)
