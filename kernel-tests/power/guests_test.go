@@ -50,7 +50,7 @@ func TestGuests(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			g := &guest{vm: vm, self: self, row: row, while: s.while}
+			g := &guest{vm: vm, self: self, row: row, test: "TestGuests", while: s.while}
 			var sum tally
 			s.logs(func(seed uint64, options string, cuts int) {
 				if t.Failed() {
@@ -67,6 +67,7 @@ func TestGuests(t *testing.T) {
 type guest struct {
 	vm, self string // programs
 	row      string
+	test     string // that runs in it
 	while    time.Duration
 }
 
@@ -99,7 +100,7 @@ func (g *guest) run(t *testing.T, seed uint64, cuts int, step string, flags ...s
 	for name, value := range map[string]any{"POWER_GUEST": step, "SEED": seed, "CUTS": cuts, "SECONDS": int(g.while / time.Second)} {
 		args = append(args, "-env", fmt.Sprintf("%s=%v", name, value))
 	}
-	cmd := exec.CommandContext(t.Context(), g.vm, append(args, g.self, "-test.v", "-test.timeout=55m", "-test.run=^TestGuests$")...)
+	cmd := exec.CommandContext(t.Context(), g.vm, append(args, g.self, "-test.v", "-test.timeout=55m", "-test.run=^"+g.test+"$")...)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Run(); err != nil {
