@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 )
 
 // An AttachedFile is a cache file that belongs to the kernel: cachefiles' anonymous
@@ -87,6 +88,18 @@ func (b *Blob) Detach(f AttachedFile) {
 // cache may have under its name then was verified against digests that are lost, and
 // must be removed before b is attached.
 func (b *Blob) Fresh() bool { return b.fresh }
+
+// errPartial marks that the kernel's file may lack, in the midst of data, what an image needs.
+var errPartial = fmt.Errorf("%w, with other chunks of the same batches", errOther)
+
+// partial reports whether ds are about chunks of batches of which the kernel's file may
+// have others, and zeros for these: the kernel reads what has data without asking. The
+// caller holds digests, or b is not open yet.
+func (b *Blob) partial(ds []ChunkDigest) bool {
+	return b.m.opt.Attached && slices.ContainsFunc(ds, func(d ChunkDigest) bool {
+		return !b.table.Chunk(d.Index).Known && b.table.Needed(b.table.UnitOf(d.Index))
+	})
+}
 
 // resume lets b work. The caller holds mu.
 func (b *Blob) resume(ctx context.Context) {

@@ -146,3 +146,49 @@ func TestNewDigestsInAFillingUnit(t *testing.T) {
 	closeBlob(t, b)
 	closeBlob(t, b)
 }
+
+// With the kernel's file there is no second look: it reads what has data without asking.
+// So who needs other chunks of a batch than that file was filled with gets a file of its
+// own, at once or after a restart.
+func TestNewDigestsInTheKernelsFile(t *testing.T) {
+	s := batchSource(t)
+	for _, restart := range []bool{false, true} {
+		m := attachedManager(t, "")
+		b := open(t, m, half(s))
+		fillObject(t, b, half(s))
+		if restart {
+			closeBlob(t, b)
+		}
+		all := open(t, m, s)
+		if all.ID() == b.ID() {
+			t.Fatalf("restart %v: both images have the file that was filled for one", restart)
+		}
+		fillObject(t, all, s)
+		again := open(t, m, half(s)) // needs nothing new of either
+		if again.ID() != b.ID() {
+			t.Errorf("restart %v: the first image got another file", restart)
+		}
+		closeBlob(t, again)
+		closeBlob(t, all)
+		if !restart {
+			closeBlob(t, b)
+		}
+	}
+}
+
+// fillObject attaches a new object of the kernel to b, fills what s needs, and compares it.
+func fillObject(t *testing.T, b *Blob, s Source) {
+	t.Helper()
+	o := newObjectFile(t)
+	if err := b.Attach(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	fillAll(t, b, s)
+	for _, d := range s.Digests {
+		p := make([]byte, d.Len)
+		if _, err := o.f.ReadAt(p, d.Off); err != nil || s.Entry.Digester.Sum(p) != d.Digest {
+			t.Errorf("chunk %d is wrong (%v)", d.Index, err)
+		}
+	}
+	b.Detach(o)
+}

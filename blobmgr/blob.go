@@ -98,6 +98,9 @@ func (m *Manager) newBlob(ctx context.Context, file string, s Source) (*Blob, er
 	if err != nil {
 		return nil, fmt.Errorf("image and blob do not belong together: %w", err)
 	}
+	if !isNew && b.partial(s.Digests) {
+		return nil, errPartial
+	}
 	units, err := learn(b.table, s.Digests)
 	if err != nil {
 		return nil, err
@@ -214,7 +217,11 @@ func (b *Blob) share(ctx context.Context, s Source) error {
 	}
 	b.digests.RLock()
 	changed, err := compare(b.table, s.Digests)
+	partial := err == nil && b.partial(s.Digests)
 	b.digests.RUnlock()
+	if partial {
+		return errPartial
+	}
 	if conflict := (*chunk.ConflictError)(nil); errors.As(err, &conflict) {
 		return fmt.Errorf("%w: %w", errOther, err)
 	}

@@ -131,7 +131,8 @@ func New(o Options) (*Manager, error) {
 // Open returns the blob that s describes; each Open is given back by one
 // Blob.Close. A blob that is open already is shared within its domain, and s.Store
 // becomes the first of its sources. When s disagrees with what is kept under the same
-// id (a forged image among several), it gets a cache file of its own.
+// id (a forged image among several), or the kernel's file has batches without what s needs
+// of them, it gets a cache file of its own.
 //
 // With a chunk table at hand (an earlier Open, s.LocalTable) the store is not
 // asked; otherwise the table is read here. An error leaves nothing behind.
@@ -145,7 +146,11 @@ func (m *Manager) Open(ctx context.Context, s Source) (*Blob, error) {
 		return nil, fmt.Errorf("open blob %s: its id is what the cache calls a file of another blob: give it another", s.Entry.ID)
 	}
 	b, err := m.open(ctx, s.scoped(s.Entry.ID), s)
-	if errors.Is(err, errOther) {
+	switch {
+	case errors.Is(err, errPartial):
+		m.log.Info("images use different chunks of the same batches of a blob; they do not share it", "blob", s.Entry.ID)
+		b, err = m.open(ctx, s.scoped(variant(s)), s)
+	case errors.Is(err, errOther):
 		m.log.Warn("images disagree about a blob, one of them is damaged or forged; they do not share it", "blob", s.Entry.ID, "err", err)
 		b, err = m.open(ctx, s.scoped(variant(s)), s)
 	}
