@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -474,4 +475,41 @@ func reopenObject(t *testing.T, name string, size int64) *objectFile {
 	}
 	t.Cleanup(func() { f.Close() })
 	return &objectFile{t, f}
+}
+
+// What is there twice may be dropped while many read from it.
+func TestSiblingUnderReaders(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	x := makeBlob(t, seed, lengths(seed, 120))
+	s := &store{stored: x.stored}
+	dir := leftDir(t, x)
+	o := beside(t, dir)
+	known(t, o, x.source(s))
+	m := newManager(t, o)
+	b := open(t, m, x.source(s))
+	var readers sync.WaitGroup
+	for i := range 8 {
+		r := rand.New(rand.NewPCG(seed, uint64(i)))
+		readers.Go(func() {
+			for range 60 {
+				d := x.digests[r.IntN(len(x.digests))]
+				if err := b.Fill(t.Context(), d.Off, d.Len); err != nil {
+					t.Error(err)
+				}
+				if i == 0 && r.IntN(20) == 0 {
+					if _, err := m.DropSiblings(); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+		})
+	}
+	readers.Wait()
+	fill(t, b, x, 0, b.Size())
+	waitDone(t, b)
+	closeBlob(t, b)
+	if !gone(t, filepath.Join(dir, x.entry.ID)) {
+		t.Error("it stays")
+	}
 }
