@@ -187,8 +187,11 @@ func (b *Blob) endSibling(all bool) {
 	if s == nil || !all && !s.exhausted(b.present) {
 		return
 	}
-	if err := s.drop(); err != nil {
+	dropped, err := s.drop()
+	if err != nil {
 		b.m.log.Warn("remove what another transport has kept of a blob", "blob", b.name, "err", err)
+	} else if dropped {
+		b.m.log.Info("took what another transport has kept of a blob, and removed it", "blob", b.name, "bytes", b.reused.Load())
 	}
 }
 
@@ -220,12 +223,12 @@ func (s *sibling) close() bool {
 	return true
 }
 
-// drop removes s and gives its disk back.
-func (s *sibling) drop() error {
+// drop removes s and gives its disk back. It returns false when s was closed before.
+func (s *sibling) drop() (bool, error) {
 	if !s.close() {
-		return nil
+		return false, nil
 	}
-	return s.remove()
+	return true, s.remove()
 }
 
 // DropSiblings removes what the other transport has kept of open blobs, and returns how
@@ -244,11 +247,11 @@ func (m *Manager) DropSiblings() (n int64, err error) {
 		if st, err := s.f.Stat(); err == nil {
 			blocks = st.Sys().(*syscall.Stat_t).Blocks
 		}
-		if err := s.drop(); err != nil {
-			errs = append(errs, err)
-			continue
+		dropped, err := s.drop()
+		if err == nil && dropped {
+			n += blocks * 512
 		}
-		n += blocks * 512
+		errs = append(errs, err)
 	}
 	return n, errors.Join(errs...)
 }
