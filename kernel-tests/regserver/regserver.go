@@ -25,6 +25,7 @@ import (
 
 // Stats counts what clients fetched. Pushes and errors do not count as fetched.
 type Stats struct {
+	Active       int64 // being answered; they are counted when the client has the answer, a little after
 	Requests     int64 // of any kind
 	BlobRequests int64 // GET of blobs and of ranges of blobs
 	BlobBytes    int64 // bodies of these
@@ -44,8 +45,9 @@ type Server struct {
 	addr     string
 	done     chan error
 
-	mu    sync.Mutex
-	stats Stats
+	mu     sync.Mutex
+	stats  Stats // without Active
+	active int64
 }
 
 // New starts a registry on a new loopback port that keeps its content in dir, and
@@ -85,6 +87,7 @@ func (s *Server) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	copied := s.stats
+	copied.Active = s.active
 	copied.Blobs = make(map[string]Blob, len(s.stats.Blobs))
 	for digest, b := range s.stats.Blobs {
 		copied.Blobs[digest] = b
@@ -105,6 +108,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.putManifest(w, r)
 		return
 	}
+	s.begun(1)
+	defer s.begun(-1) // the last: then it has been counted
 	counted := &countingWriter{ResponseWriter: w, status: http.StatusOK}
 	s.registry.ServeHTTP(counted, r)
 	s.mu.Lock()
@@ -116,6 +121,12 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		b := s.stats.Blobs[path.Base(r.URL.Path)]
 		s.stats.Blobs[path.Base(r.URL.Path)] = Blob{b.Requests + 1, b.Bytes + counted.bytes}
 	}
+}
+
+func (s *Server) begun(n int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.active += n
 }
 
 // countingWriter counts the body. It passes ReadFrom on so that files go out by

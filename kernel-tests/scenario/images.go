@@ -128,13 +128,18 @@ func (s *server) blobReads() int {
 	return n
 }
 
-// blob is what was fetched of the one blob of a mounted image.
+// blob is what was fetched of the one blob of a mounted image, while nobody fetches.
 func (s *server) blob(t testing.TB, m api.Mount) regserver.Blob {
 	t.Helper()
 	if len(m.Blobs) != 1 {
 		t.Fatalf("want one blob: %+v", m)
 	}
-	return s.count.Stats().Blobs["sha256:"+m.Blobs[0].ID]
+	var stats regserver.Stats
+	await(t, "the registry to have counted everything", func() bool {
+		stats = s.count.Stats()
+		return stats.Active == 0
+	})
+	return stats.Blobs["sha256:"+m.Blobs[0].ID]
 }
 
 // blobSize is the size of the one blob of a mounted image, as stored.
