@@ -13,8 +13,9 @@ import (
 
 const (
 	// attachTime is how long the kernel may take to attach the file of an object
-	// that it has accepted; seen: some milliseconds in an emulated guest.
-	attachTime = 1500 * time.Millisecond
+	// that it has accepted: some milliseconds in an emulated guest, and as much longer
+	// as its workers wait for a processor. Only a dead cache is waited for in vain.
+	attachTime = 10 * time.Second
 	// attachPause is the first pause between tries; it doubles up to the second.
 	attachPause    = time.Millisecond
 	attachMaxPause = 20 * time.Millisecond
@@ -26,15 +27,20 @@ const (
 // or its memory. Linux 6.1 would put the bytes elsewhere, so it is not tried.
 var ErrAlign = errors.New("want an offset, a length and memory that are multiples of the page size")
 
+// ErrWithdrawn says that the kernel has closed the object whose file this is. It asks
+// for it anew, with another file, when somebody wants it.
+var ErrWithdrawn = errors.New("the kernel has withdrawn it")
+
 var errNoProgress = errors.New("the file system finds data and a hole")
 
 // A File is the kernel's file of one object, to be filled. Its methods are safe
 // for concurrent use.
 type File struct {
-	f     *os.File
-	calls Calls
-	dir   string          // the cache root, whose file system it is on
-	gone  <-chan struct{} // closed when the kernel has withdrawn it; nil: never
+	f      *os.File
+	calls  Calls
+	dir    string          // the cache root, whose file system it is on
+	attach time.Duration   // how long the kernel may take to attach it
+	gone   <-chan struct{} // closed when the kernel has withdrawn it; nil: never
 }
 
 // AlignedBuffer returns n bytes of memory, rounded up to whole pages, that
@@ -52,8 +58,9 @@ func AlignedBuffer(n int) (p []byte, free func(), err error) {
 // WriteAt writes p at off. Both must be whole pages, and p page-aligned memory
 // ([AlignedBuffer]); else the error is [ErrAlign] and nothing is written. It
 // returns how many bytes, in whole pages, were written, and an error when that
-// is not all: syscall.ENOSPC when the file system has no room, os.ErrClosed after
-// Close, syscall.ENOBUFS when the kernel has withdrawn the file.
+// is not all: syscall.ENOSPC when the file system has no room, [ErrWithdrawn],
+// os.ErrClosed after Close, syscall.ENOBUFS when the cache is dead. Before the kernel
+// has attached the file, it waits for that.
 func (f *File) WriteAt(p []byte, off int64) (int, error) {
 	page := os.Getpagesize()
 	if off < 0 || off%int64(page) != 0 || len(p)%page != 0 || uintptr(unsafe.Pointer(unsafe.SliceData(p)))%uintptr(page) != 0 {
@@ -88,7 +95,8 @@ func (f *File) write(p []byte, off int64) (n int, err error) {
 	return n, err
 }
 
-// Data calls yield for each run of data below size, in order.
+// Data calls yield for each run of data below size, in order. It waits, and fails, as
+// [File.WriteAt] does.
 func (f *File) Data(size int64, yield func(off, end int64)) error {
 	for end := int64(0); end < size; {
 		off, err := f.seek(end, unix.SEEK_DATA)
@@ -119,31 +127,43 @@ func (f *File) seek(off int64, whence int) (at int64, err error) {
 
 // attached calls do until it does not meet ENOBUFS any more. The kernel says
 // that before it has attached the file, some time after it was accepted; after
-// it has withdrawn it; and when the file system has no room for n bytes.
+// it has withdrawn it; and when the file system has no room for n bytes. Whoever
+// uses the file, but to complete a READ, which never meets it, has to come by here.
 func (f *File) attached(n int64, do func(fd int) error) error {
 	var end time.Time
 	for pause := attachPause; ; pause = min(2*pause, attachMaxPause) {
 		err := control(f.f, do)
-		if errors.Is(err, unix.EINTR) {
+		switch {
+		case errors.Is(err, unix.EINTR):
 			continue
-		}
-		if !errors.Is(err, unix.ENOBUFS) {
+		case errors.Is(err, os.ErrClosed) && f.withdrawn():
+			return fmt.Errorf("%w: %w", ErrWithdrawn, err)
+		case !errors.Is(err, unix.ENOBUFS):
 			return err
-		}
-		if f.full(n) {
+		case f.full(n):
 			return fmt.Errorf("no room in %s: %w", f.dir, unix.ENOSPC)
 		}
 		now := time.Now()
 		if end.IsZero() {
-			end = now.Add(attachTime)
+			end = now.Add(f.attach)
 		} else if now.After(end) {
-			return fmt.Errorf("the kernel has no file for it: it was withdrawn, or its cache is dead: %w", err)
+			return fmt.Errorf("the kernel has no file for it, perhaps because its cache is dead: %w", err)
 		}
 		select {
 		case <-f.gone:
-			return fmt.Errorf("the kernel has withdrawn it: %w", err)
+			return fmt.Errorf("%w: %w", ErrWithdrawn, err)
 		case <-time.After(pause):
 		}
+	}
+}
+
+// withdrawn reports whether the file's object has ended.
+func (f *File) withdrawn() bool {
+	select {
+	case <-f.gone:
+		return true
+	default:
+		return false
 	}
 }
 

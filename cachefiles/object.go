@@ -61,7 +61,8 @@ func (r *session) handleOpen(m message, start time.Time) {
 	o := &object{id: m.object, key: m.key, ready: make(chan struct{})}
 	o.ctx, o.cancel = context.WithCancelCause(r.base)
 	o.file = &File{
-		f: os.NewFile(uintptr(m.fd), "object "+m.key.Cookie), calls: r.d.calls, dir: r.d.dir, gone: o.ctx.Done(),
+		f: os.NewFile(uintptr(m.fd), "object "+m.key.Cookie), calls: r.d.calls, dir: r.d.dir,
+		attach: attachTime, gone: o.ctx.Done(),
 	}
 	o.users.Add(1)
 	r.mu.Lock()
