@@ -146,7 +146,7 @@ func (t *cachefilesTransport) add(ctx context.Context, img *image) error {
 	for _, v := range img.devices {
 		k := img.key.object(v.blob.ID())
 		objects[k] = v
-		if err := t.clean(k, v); err != nil {
+		if err := t.clean(ctx, k, v); err != nil {
 			return err
 		}
 	}
@@ -165,7 +165,9 @@ func (t *cachefilesTransport) add(ctx context.Context, img *image) error {
 	}
 	t.mu.Unlock()
 	for k, f := range files {
-		if err := objects[k].attach(ctx, f); err != nil {
+		// The kernel may be about to close it, because a mount has failed that a daemon
+		// before us began. It opens it anew for ours.
+		if err := objects[k].attach(ctx, f); err != nil && !errors.Is(err, cachefiles.ErrWithdrawn) {
 			return err
 		}
 	}
@@ -218,18 +220,24 @@ func (t *cachefilesTransport) unbind(b *binding) bool {
 
 // clean removes what the kernel's cache has of a blob of which nothing else is
 // known: nobody can say which digests it was checked against.
-func (t *cachefilesTransport) clean(k cachefiles.Key, v *device) error {
-	if t.behind(k) != nil || !v.blob.Fresh() {
+func (t *cachefilesTransport) clean(ctx context.Context, k cachefiles.Key, v *device) error {
+	if !v.blob.Fresh() {
 		return nil
 	}
-	err := t.device.Cull(k)
-	if err == nil || errors.Is(err, fs.ErrNotExist) || t.behind(k) != nil { // another image was faster
-		return nil
+	err := untilSettled(ctx, func() error {
+		if t.behind(k) != nil { // another image was faster
+			return nil
+		}
+		err := t.device.Cull(k)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, cachefiles.ErrInUse) && t.empty(k, v.Size()) {
+			return nil
+		}
+		return err
+	})
+	if err != nil && t.behind(k) == nil {
+		return fmt.Errorf("blob %s: remove what an unknown daemon left of it in %s: %w", v.id, t.device.Dir(), err)
 	}
-	if errors.Is(err, cachefiles.ErrInUse) && t.empty(k, v.Size()) {
-		return nil
-	}
-	return fmt.Errorf("blob %s: remove what an unknown daemon left of it in %s: %w", v.id, t.device.Dir(), err)
+	return nil
 }
 
 // empty reports whether the kernel has the object of k open, and nothing is in it.
@@ -245,13 +253,17 @@ func (t *cachefilesTransport) empty(k cachefiles.Key, size int64) bool {
 	return err == nil && empty
 }
 
-// remove forgets img's keys; a blob's only with its last image.
+// remove forgets img's keys; a blob's only with its last image, and its bootstrap's
+// unless the image was opened anew meanwhile.
 func (t *cachefilesTransport) remove(img *image) {
 	t.d.mu.Lock()
 	defer t.d.mu.Unlock()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	delete(t.objects, img.key.object(img.key.id))
+	k := img.key.object(img.key.id)
+	if b, ok := t.objects[k].(*bootFile); ok && b.f == img.boot {
+		delete(t.objects, k)
+	}
 	for _, v := range img.devices {
 		if v.images == 1 {
 			delete(t.objects, img.key.object(v.blob.ID()))

@@ -67,8 +67,13 @@ func (o *kernelObject) Opened(ctx context.Context, f *cachefiles.File) error {
 	o.t.files[o.key] = f
 	s := o.t.objects[o.key]
 	o.t.mu.Unlock()
-	if s != nil {
-		return s.attach(ctx, f)
+	if s == nil {
+		return nil
+	}
+	// It is not final if that fails: the kernel may need long to attach the file, and has
+	// when it sends a READ.
+	if err := s.attach(ctx, f); err != nil && !errors.Is(err, cachefiles.ErrWithdrawn) {
+		o.t.d.log.Warn("cannot look into a file of the kernel's cache yet; its reads will try it again", "blob", o.key.Cookie, "err", err)
 	}
 	return nil
 }
@@ -136,6 +141,9 @@ func (o *kernelObject) fill(ctx context.Context, s served, off, n int64) error {
 func (o *kernelObject) Close() error {
 	t := o.t
 	t.mu.Lock()
+	if t.files[o.key] == o.file {
+		delete(t.files, o.key) // nobody attaches it any more
+	}
 	behind := []served{t.objects[o.key]}
 	bound := slices.Clone(t.bound[o.key])
 	t.mu.Unlock()
@@ -150,9 +158,6 @@ func (o *kernelObject) Close() error {
 		}
 	}
 	t.mu.Lock()
-	if t.files[o.key] == o.file {
-		delete(t.files, o.key)
-	}
 	if t.open[o.key]--; t.open[o.key] == 0 {
 		delete(t.open, o.key)
 	}

@@ -105,7 +105,11 @@ func (d *Daemon) Remove(ctx context.Context, r api.RemoveRequest) error {
 		if k.open {
 			return api.Conflict(fmt.Errorf("remove image %s: it is in use; unmount it first (see erofsctl status)", r.Image))
 		}
-		if err := d.removeSoon(ctx, k); err != nil {
+		err := untilSettled(ctx, func() error { return d.removeKept(ctx, k) })
+		if errors.Is(err, cachefiles.ErrInUse) {
+			err = api.Conflict(err)
+		}
+		if err != nil {
 			return fmt.Errorf("remove image %s: %w", r.Image, err)
 		}
 		d.log.Info("removed", "image", k.key.id)
@@ -119,19 +123,20 @@ func (d *Daemon) Remove(ctx context.Context, r api.RemoveRequest) error {
 // settleTime is how long the kernel may take to put a file in order that it has closed.
 const settleTime = 2 * time.Second
 
-// removeSoon is removeKept that waits for the kernel to be done with k's files.
-func (d *Daemon) removeSoon(ctx context.Context, k kept) error {
+// untilSettled does something once more as long as the kernel is not done with a file, for
+// settleTime; then the error is cachefiles.ErrInUse.
+func untilSettled(ctx context.Context, do func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, settleTime)
 	defer cancel()
 	for {
-		err := d.removeKept(ctx, k)
+		err := do()
 		if !errors.Is(err, cachefiles.ErrInUse) {
 			return err
 		}
 		select {
 		case <-time.After(20 * time.Millisecond):
 		case <-ctx.Done():
-			return api.Conflict(err)
+			return err
 		}
 	}
 }
