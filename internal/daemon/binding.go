@@ -88,7 +88,9 @@ func (d *Daemon) Bind(ctx context.Context, r boundImage) error {
 		if err == nil {
 			err = d.holdBinding(ctx, old)
 		}
-		return errors.Join(err, b.close())
+		if !errors.Is(err, errEnded) {
+			return errors.Join(err, b.close())
+		}
 	}
 	if err := d.register(ctx, b, tmp); err != nil {
 		return errors.Join(fmt.Errorf("bind image %s: %w", b.key, err), b.close())
@@ -162,11 +164,27 @@ func (d *Daemon) bound(k imageKey) *binding {
 }
 
 // register makes b, with the bootstrap in the file tmp, known to the kernel. The caller
-// has the turn d.placing.
+// has the turn d.placing. Nobody removes b's files from when it looks at them until b is
+// in the table.
 func (d *Daemon) register(ctx context.Context, b *binding, tmp string) error {
 	d.mu.Lock()
+	d.placed = b.key
 	img := d.images[b.key]
 	d.mu.Unlock()
+	err := d.settle(ctx, b, img, tmp)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.placed = imageKey{}
+	if err == nil {
+		d.bindings[b.key] = b
+		d.kernel.bind(b)
+	}
+	return err
+}
+
+// settle puts b's files where they belong. img is the image that has b's name already,
+// nil if none does.
+func (d *Daemon) settle(ctx context.Context, b *binding, img *image, tmp string) error {
 	if img != nil {
 		select {
 		case <-img.ready:
@@ -183,14 +201,7 @@ func (d *Daemon) register(ctx context.Context, b *binding, tmp string) error {
 			return err
 		}
 	}
-	if err := d.writeRecordFile(b.key, b.src.record); err != nil {
-		return err
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.bindings[b.key] = b
-	d.kernel.bind(b)
-	return nil
+	return d.writeRecordFile(b.key, b.src.record)
 }
 
 // errOtherBootstrap says that a name is taken.

@@ -92,6 +92,7 @@ type Daemon struct {
 	remembered map[imageKey]config.Image // what a predecessor knew; written before begin only
 	before     []imageKey                // images that it had open; the same
 	culls      map[string]struct{}       // ids that are to be culled as soon as they can be
+	placed     imageKey                  // of the binding that is about to be in the table; its files stay
 
 	upgrading turn          // serialises upgrades
 	yielded   chan struct{} // closed when a successor waits for our end

@@ -58,12 +58,16 @@ func (d *Daemon) listKept() ([]kept, error) {
 	}
 	d.mu.Lock()
 	for i := range all {
-		_, all[i].open = d.images[all[i].key]
-		all[i].open = all[i].open || d.bindings[all[i].key] != nil || claimed[all[i].key]
+		all[i].open = d.usedLocked(all[i].key) || claimed[all[i].key]
 	}
 	d.mu.Unlock()
 	slices.SortFunc(all, func(a, b kept) int { return cmp.Or(a.used.Compare(b.used), compareKeys(a.key, b.key)) })
 	return all, nil
+}
+
+// usedLocked reports whether k is open, bound, or about to be. The caller holds d.mu.
+func (d *Daemon) usedLocked(k imageKey) bool {
+	return d.images[k] != nil || d.bindings[k] != nil || d.placed == k
 }
 
 // claimed returns images that are in use whatever the tables say: what is mounted, and until
@@ -187,12 +191,12 @@ func (d *Daemon) removeKept(ctx context.Context, k kept) error {
 	return d.removeFiles(k.key, names)
 }
 
-// removeFiles removes what an image has in root/images, unless it is being opened: then
-// they are that image's by now.
+// removeFiles removes what an image has in root/images, unless it is being opened or
+// bound: then they are that image's by now.
 func (d *Daemon) removeFiles(k imageKey, names []string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock() // over a few unlinks
-	if d.images[k] != nil || d.bindings[k] != nil {
+	if d.usedLocked(k) {
 		return nil
 	}
 	var errs []error

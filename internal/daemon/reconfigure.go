@@ -180,12 +180,21 @@ func (d *Daemon) remount(ctx context.Context, img *image, c config.Image) error 
 	return d.addSource(ctx, img, &src)
 }
 
-// rebind gives old the configuration of b, which is the same image.
+// errEnded says that a binding has ended meanwhile.
+var errEnded = errors.New("the binding has ended")
+
+// rebind gives old the configuration of b, which is the same image. It is errEnded when
+// the kernel let go of old, which was unbound, just now.
 func (d *Daemon) rebind(ctx context.Context, old, b *binding) error {
+	d.mu.Lock()
+	if d.bindings[old.key] != old {
+		d.mu.Unlock()
+		return errEnded
+	}
 	if old.digest != b.digest {
+		d.mu.Unlock()
 		return errOtherBootstrap
 	}
-	d.mu.Lock()
 	before := old.src
 	changed := old.left || !old.config.Equal(b.config)
 	old.left = false
