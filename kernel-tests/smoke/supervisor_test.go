@@ -2,6 +2,7 @@ package smoke
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -36,29 +37,42 @@ func (s *supervisor) drop() {
 	s.data, s.fd = nil, -1
 }
 
-// exchange has trigger make the daemon connect, and serves that connection.
+// errNobody says that the daemon did not connect.
+var errNobody = errors.New("nobody connected to the supervisor")
+
+// exchange has trigger make the daemon connect, and serves that connection. The daemon may
+// be done with it before it is accepted; so we come last ourselves, to end the wait for one
+// that does not come.
 func (s *supervisor) exchange(t *testing.T, trigger func(), serve func(*net.UnixConn) error) error {
 	t.Helper()
 	os.Remove(s.socket) // of the last exchange
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: s.socket, Net: "unix"})
+	place := &net.UnixAddr{Name: s.socket, Net: "unix"}
+	l, err := net.ListenUnix("unix", place)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
+	us := &net.UnixAddr{Name: "@" + s.socket, Net: "unix"} // a name without a file
 	served := make(chan error, 1)
 	go func() {
 		c, err := l.AcceptUnix()
 		if err == nil {
-			_ = c.SetDeadline(time.Now().Add(patience)) // a connection of this kind has deadlines
-			err = serve(c)
-			c.Close()
+			defer c.Close()
+			if c.RemoteAddr().String() == us.Name {
+				err = errNobody
+			} else {
+				_ = c.SetDeadline(time.Now().Add(patience)) // a connection of this kind has deadlines
+				err = serve(c)
+			}
 		}
 		served <- err
 	}()
 	trigger()
-	if err := l.SetDeadline(time.Now()); err != nil { // whoever came has been accepted
+	last, err := net.DialUnix("unix", us, place)
+	if err != nil {
 		t.Fatal(err)
 	}
+	defer last.Close()
 	return <-served
 }
 
