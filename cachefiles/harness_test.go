@@ -19,7 +19,7 @@ import (
 const page = 4096
 
 // patience is for what must happen; nothing waits that long when all is well.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // A blob is an Object with known bytes.
 type blob struct {

@@ -131,7 +131,7 @@ func serve(t testing.TB, g *Group) (stop func() error) {
 		select {
 		case err := <-done:
 			return err
-		case <-time.After(20 * time.Second):
+		case <-time.After(deathPatience):
 			return errors.New("Serve did not return")
 		}
 	})

@@ -63,7 +63,7 @@ func (m *manager) await(d *testDaemon) {
 	m.t.Helper()
 	for ready, sent := false, false; !ready || !sent; {
 		p, oob := make([]byte, 1024), make([]byte, 1024)
-		_ = m.conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+		_ = m.conn.SetReadDeadline(time.Now().Add(patience))
 		n, oobn, _, _, err := m.conn.ReadMsgUnix(p, oob)
 		if err != nil {
 			m.t.Fatalf("the daemon sends nothing: %v\n%s", err, d.log)

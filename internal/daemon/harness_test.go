@@ -22,6 +22,10 @@ import (
 	"github.com/erofsd/erofsd/internal/testenv"
 )
 
+// patience is how long anything may take that has no limit of its own, on a machine with
+// much else to do. Nothing waits that long when all is well.
+const patience = time.Minute
+
 // daemonName is argv[0] of a daemon under test. It runs in a process of its own, as it
 // has to: the daemon lets its own reads through.
 const daemonName = "erofsd-under-test"
@@ -135,7 +139,7 @@ func startDaemon(t testing.TB, o daemonOptions) *testDaemon {
 		if _, err := d.Status(t.Context()); err == nil {
 			return d
 		}
-		if time.Since(start) > 10*time.Second {
+		if time.Since(start) > patience {
 			t.Fatalf("the daemon does not answer:\n%s", d.log)
 		}
 		select {
@@ -174,7 +178,7 @@ func (d *testDaemon) stop(t testing.TB) {
 	_ = d.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
 	select {
 	case <-d.ended:
-	case <-time.After(15 * time.Second):
+	case <-time.After(patience):
 		_ = d.cmd.Process.Kill()
 		t.Errorf("the daemon did not end:\n%s", d.log)
 	}
@@ -239,7 +243,7 @@ func (d *testDaemon) image(t testing.TB, mountpoint string) api.Mount {
 func await(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for start := time.Now(); !ok(); time.Sleep(10 * time.Millisecond) {
-		if time.Since(start) > 20*time.Second {
+		if time.Since(start) > patience {
 			t.Fatalf("waited too long for: %s", what)
 		}
 	}

@@ -96,7 +96,7 @@ func TestKilledWhileReading(t *testing.T) {
 		if !isEIO(res.err) || len(res.p) > 0 {
 			t.Errorf("got %d bytes, %v", len(res.p), res.err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		t.Error("the reader hangs")
 	}
 }
