@@ -154,6 +154,9 @@ func newDaemon(o Options) (*Daemon, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := removeParts(filepath.Join(o.Root, "images")); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
 	d := &Daemon{
 		o: o, lock: lock, log: o.Logger, metrics: prometheus.NewRegistry(), mounter: o.Kernel.Mounter,
 		images: map[imageKey]*image{}, mounts: map[string]*mount{}, devices: map[*blobmgr.Blob]*device{},

@@ -107,10 +107,20 @@ func (d *Daemon) layer(ctx context.Context, reg *registryStore, m registry.Manif
 	return p, nil
 }
 
-// writeFile replaces the file name with p, never leaving a part of it.
+// writeFile replaces the file name with p, never leaving a part of it, whoever else does so.
 func writeFile(name string, p []byte) error {
-	tmp := name + ".tmp"
-	return errors.Join(os.WriteFile(tmp, p, 0o600), os.Rename(tmp, name))
+	tmp, err := os.CreateTemp(filepath.Dir(name), partPattern)
+	if err != nil {
+		return err
+	}
+	_, err = tmp.Write(p)
+	if err = errors.Join(err, tmp.Close()); err == nil {
+		err = os.Rename(tmp.Name(), name)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(tmp.Name()))
+	}
+	return nil
 }
 
 // unpackBootstrap takes the bootstrap and the chunk tables out of a bootstrap

@@ -69,7 +69,7 @@ func TestUnpackBootstrap(t *testing.T) {
 			}
 		})
 	}
-	if left, _ := filepath.Glob(filepath.Join(d.o.Root, "images", "boot-*")); len(left) > 0 {
+	if left, _ := filepath.Glob(filepath.Join(d.o.Root, "images", partPattern)); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
 }

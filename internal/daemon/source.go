@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"path/filepath"
 	"syscall"
 
@@ -130,10 +131,29 @@ func (d *Daemon) keepBootstrap(r io.Reader, src *source) error {
 	return nil
 }
 
+// partPattern is how files in root/images are called until they are whole.
+const partPattern = "part-*"
+
+// removeParts removes what a daemon that died left half made in dir. Nobody else may work
+// there.
+func removeParts(dir string) error {
+	entries, err := os.ReadDir(dir)
+	errs := []error{err}
+	for _, e := range entries {
+		if part, _ := path.Match(partPattern, e.Name()); part && path.Ext(e.Name()) == "" { // else an image is called like that
+			errs = append(errs, os.Remove(filepath.Join(dir, e.Name())))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("remove what an earlier daemon left half made: %w", err)
+	}
+	return nil
+}
+
 // copyBootstrap copies r into a new file of the daemon's directory and returns its
-// path and its sha256.
-func (d *Daemon) copyBootstrap(r io.Reader) (path, sum string, err error) {
-	tmp, err := os.CreateTemp(filepath.Join(d.o.Root, "images"), "boot-*")
+// name and its sha256.
+func (d *Daemon) copyBootstrap(r io.Reader) (name, sum string, err error) {
+	tmp, err := os.CreateTemp(filepath.Join(d.o.Root, "images"), partPattern)
 	if err != nil {
 		return "", "", fmt.Errorf("keep bootstrap: %w", err)
 	}
