@@ -1,0 +1,211 @@
+package systemd
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+)
+
+// incomplete keeps images incomplete: the rest is not fetched by itself.
+const incomplete = "[Service]\nExecStart=\nExecStart=/usr/local/bin/erofsd --transport fanotify --root /var/lib/erofsd --no-completion\n"
+
+// readersAtOnce is how many readers there are.
+const readersAtOnce = 3
+
+// TestStart: systemctl start returns when the API answers, and not before; after an ordered
+// end nothing is left.
+func TestStart(t *testing.T) {
+	m := boot(t, "")
+	m.run("systemctl", "start", unit)
+	if err := m.Health(t.Context()); err != nil {
+		t.Errorf("started, and does not serve: %v", err)
+	}
+	v, err := m.Version(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if main := m.number("MainPID"); main == v.PID || main == 0 {
+		t.Errorf("the main process is %d, the worker %d", main, v.PID)
+	}
+	for _, pid := range []int{m.number("MainPID"), v.PID} {
+		status := m.run("cat", fmt.Sprintf("/proc/%d/status", pid))
+		for _, line := range []string{"Name:\terofsd", "NoNewPrivs:\t1", "Seccomp:\t2"} {
+			if !strings.Contains(status, line) {
+				t.Errorf("process %d is not confined: want %q\n%s", pid, line, status)
+			}
+		}
+	}
+	point := m.mount(m.newImage("one", 10, newSeed(t)))
+	m.run("systemctl", "stop", unit)
+	if got := m.state(); got != "inactive success" {
+		t.Errorf("after stop the unit is %s", got)
+	}
+	if n := m.number("NFileDescriptorStore"); n != 0 {
+		t.Errorf("%d descriptors are kept on", n)
+	}
+	if names, err := os.ReadDir(point); err != nil || len(names) > 0 {
+		t.Errorf("something is mounted still: %v, %v", names, err)
+	}
+}
+
+// TestKilled kills all processes of the unit, the guard too, below readers: nobody notices.
+func TestKilled(t *testing.T) {
+	m, end := underLoad(t, incomplete)
+	for n := range 3 {
+		if n == 1 {
+			m.run("systemctl", "daemon-reexec") // it keeps what it keeps
+		}
+		m.run("systemctl", "kill", "-s", "KILL", unit)
+		m.restarted(n + 1)
+	}
+	end()
+}
+
+// TestKeeperKilled kills the main process alone: its worker serves on until systemd has
+// started the next, which takes over from it.
+func TestKeeperKilled(t *testing.T) {
+	m, end := underLoad(t, incomplete)
+	for n := range 3 {
+		m.run("systemctl", "kill", "--kill-whom=main", "-s", "KILL", unit)
+		m.restarted(n + 1)
+	}
+	end()
+}
+
+// TestWatchdog stops the main process: systemd kills and restarts it.
+func TestWatchdog(t *testing.T) {
+	m, end := underLoad(t, incomplete+"WatchdogSec=4\nTimeoutStopSec=1\n")
+	m.run("systemctl", "kill", "--kill-whom=main", "-s", "STOP", unit)
+	m.restarted(1)
+	end()
+	if journal := m.run("journalctl", "-u", unit); !strings.Contains(journal, "Watchdog timeout") {
+		t.Errorf("it was not the watchdog:\n%s", journal)
+	}
+}
+
+// TestUpgrade: the main process stays the same one, and systemd goes on to keep what it has.
+func TestUpgrade(t *testing.T) {
+	m, end := underLoad(t, incomplete)
+	main := m.number("MainPID")
+	for _, how := range [][]string{{"erofsctl", "upgrade"}, {"systemctl", "reload", unit}} {
+		v, err := m.Version(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.run(how...)
+		after, err := m.Version(t.Context())
+		if err != nil || after.PID == v.PID {
+			t.Errorf("after %s the worker is %d, before %d; %v", how, after.PID, v.PID, err)
+		}
+	}
+	if name := m.run("cat", fmt.Sprintf("/proc/%d/comm", main)); name != "erofsd\n" {
+		t.Errorf("the main process is called %q", name)
+	}
+	if got := m.number("MainPID"); got != main || !m.serves() || m.number("NRestarts") != 0 {
+		t.Errorf("the main process is %d, was %d, the unit %s", got, main, m.state())
+	}
+	m.run("systemctl", "kill", "-s", "KILL", unit)
+	m.restarted(1)
+	end()
+}
+
+// TestRestart restarts the service below readers, who keep it from ending in time.
+func TestRestart(t *testing.T) {
+	m, end := underLoad(t, incomplete+"TimeoutStopSec=2\n")
+	m.run("systemctl", "restart", unit)
+	m.await("the next daemon", m.serves)
+	end()
+}
+
+// TestStop stops the service for good with an incomplete image in use: the daemon serves
+// that on, and once nobody uses it the service starts again.
+func TestStop(t *testing.T) {
+	seed := newSeed(t)
+	m := boot(t, incomplete+"TimeoutStopSec=2\n")
+	m.run("systemctl", "start", unit)
+	one := m.newImage("one", 50, seed)
+	point := m.mount(one)
+	used, err := os.Open(point)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer used.Close()
+	m.run("systemctl", "stop", unit)
+	if got := m.state(); got != "failed timeout" {
+		t.Errorf("after stop the unit is %s", got)
+	}
+	m.all(one, point)
+	used.Close()
+	m.run("systemctl", "start", "--no-block", unit)
+	m.await("the service to start again", m.serves)
+	m.all(one, m.mount(one))
+}
+
+// TestMountMeanwhile has an image mounted while the keeper cannot answer, and then dies:
+// the mount fails, because the next daemon would not know of it, and succeeds then.
+func TestMountMeanwhile(t *testing.T) {
+	seed := newSeed(t)
+	m := boot(t, incomplete+"RestartSec=5\n")
+	m.run("systemctl", "start", unit)
+	one := m.newImage("one", 50, seed)
+	m.run("systemctl", "kill", "--kill-whom=main", "-s", "STOP", unit)
+	failed := make(chan error)
+	go func() {
+		_, err := m.tryMount(one)
+		failed <- err
+	}()
+	m.run("systemctl", "kill", "--kill-whom=main", "-s", "KILL", unit)
+	if err := <-failed; err == nil || !strings.Contains(err.Error(), "try again") {
+		t.Errorf("mount: %v", err)
+	}
+	m.restarted(1)
+	point := m.mount(one)
+	m.run("systemctl", "kill", "-s", "KILL", unit)
+	m.restarted(2)
+	m.all(one, point)
+}
+
+// underLoad boots a machine with an image that is read all the time. end ends that, fails
+// the test if a read was not right, and reads all of it once.
+func underLoad(t *testing.T, dropIn string) (m *machine, end func()) {
+	t.Helper()
+	seed := newSeed(t)
+	m = boot(t, dropIn)
+	m.run("systemctl", "start", unit)
+	one := m.newImage("one", 100, seed)
+	point := m.mount(one)
+	stop := m.load(one, point, readersAtOnce, seed)
+	return m, func() {
+		t.Helper()
+		stop()
+		m.all(one, point)
+	}
+}
+
+// restarted waits until systemd has restarted the unit n times and it serves.
+func (m *machine) restarted(n int) {
+	m.t.Helper()
+	m.await("the next start", func() bool { return m.number("NRestarts") == n && m.serves() })
+}
+
+// state is what systemd says of the unit.
+func (m *machine) state() string { return m.show("ActiveState") + " " + m.show("Result") }
+
+// TestUnits: systemd finds nothing wrong with the units, and the one for fanotify as safe as
+// it can be without mounts of its own.
+func TestUnits(t *testing.T) {
+	m := boot(t, "")
+	for _, name := range []string{unit, "erofsd-cachefiles.service"} {
+		path := "/etc/systemd/system/" + name
+		if out, err := m.try("systemd-analyze", "verify", path); err != nil || out != "" {
+			t.Errorf("%v\n%s", err, out)
+		}
+		out, err := m.try("systemd-analyze", "security", "--no-pager", "--offline=yes", "--threshold=50", path)
+		if err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+		lines := strings.Split(strings.TrimSpace(out), "\n")
+		t.Log(lines[len(lines)-1])
+	}
+}
