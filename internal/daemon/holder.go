@@ -164,6 +164,11 @@ func (h *Holder) drop(name string, used func() bool) {
 	}
 }
 
+// belowSystemd reports whether systemd started the keeper (sd_booted(3)).
+func (h *Holder) belowSystemd() bool {
+	return h != nil && h.client.Returns() && exists("/run/systemd/system")
+}
+
 // successor reports whether the keeper is dead and another one comes.
 func (h *Holder) successor() bool {
 	select {
