@@ -104,6 +104,10 @@ func makeDevices(_, root string) error {
 		path := filepath.Join(dev, name)
 		err = errors.Join(err, unix.Mknod(path, unix.S_IFCHR, int(unix.Mkdev(1, minor))), os.Chmod(path, 0o666))
 	}
+	if info, serr := os.Stat("/dev/cachefiles"); serr == nil {
+		number := info.Sys().(*syscall.Stat_t).Rdev
+		err = errors.Join(err, unix.Mknod(filepath.Join(dev, "cachefiles"), unix.S_IFCHR|0o600, int(number)))
+	}
 	for name, target := range map[string]string{"fd": "fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"} {
 		err = errors.Join(err, os.Symlink("/proc/self/"+target, filepath.Join(dev, name)))
 	}
@@ -143,11 +147,18 @@ func mountInside(dir, root string) error {
 // enter makes root the root (pivot_root(2), "pivot_root(".", ".")").
 func enter(_, root string) error {
 	err := errors.Join(mount(root, root, "", unix.MS_BIND|unix.MS_REC, ""), os.Chdir(root))
-	if err == nil {
-		err = errors.Join(unix.PivotRoot(".", "."), unix.Unmount(".", unix.MNT_DETACH), os.Chdir("/"))
+	if err != nil {
+		return err
+	}
+	err = unix.PivotRoot(".", ".")
+	switch err {
+	case nil:
+		err = unix.Unmount(".", unix.MNT_DETACH) // and holds nothing of the host's
+	case unix.EINVAL: // a guest's first file system cannot be left
+		err = errors.Join(unix.Mount(".", "/", "", unix.MS_MOVE, ""), unix.Chroot("."))
 	}
 	if err == nil {
-		err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, "") // as systemd has it
+		err = errors.Join(os.Chdir("/"), unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, "")) // as systemd has it
 	}
 	return err
 }

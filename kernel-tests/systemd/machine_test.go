@@ -2,6 +2,7 @@ package systemd
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -26,8 +27,11 @@ import (
 // patience is how long anything may take that has no limit of its own.
 const patience = time.Minute
 
-// unit is the one that is tested.
-const unit = "erofsd.service"
+// A setup says how erofsd is installed.
+type setup struct {
+	unit   string // of configs/systemd, default erofsd.service
+	dropIn string // put over it, "" is nothing
+}
 
 func TestMain(m *testing.M) {
 	if os.Args[0] == initName {
@@ -40,7 +44,8 @@ func TestMain(m *testing.M) {
 // A machine has a systemd of its own.
 type machine struct {
 	*api.Client
-	t     *testing.T
+	t *testing.T
+	setup
 	dir   string
 	pid   int // of its systemd
 	ended chan struct{}
@@ -48,20 +53,23 @@ type machine struct {
 }
 
 // boot starts a machine with erofsd installed as configs/systemd has it, and not yet
-// started. dropIn is put over the unit, "" is nothing.
-func boot(t *testing.T, dropIn string) *machine {
+// started.
+func boot(t *testing.T, s setup) *machine {
 	t.Helper()
 	testenv.Root(t)
 	testenv.Tool(t, systemdProgram)
-	dir, err := os.MkdirTemp("", "erofsd-systemd-*")
+	dir, err := os.MkdirTemp(os.Getenv("EROFSD_TEST_DIR"), "erofsd-systemd-*")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	testenv.Kernel(t, "fanotify", fanotify.Supported(dir))
-	testenv.Kernel(t, "file-backed erofs", erofs.Supported(dir))
-	m := &machine{t: t, dir: dir, ended: make(chan struct{})}
-	m.install(dropIn)
+	if os.Getenv(envGuest) == "" {
+		testenv.Kernel(t, "fanotify", fanotify.Supported(dir))
+		testenv.Kernel(t, "file-backed erofs", erofs.Supported(dir))
+	}
+	s.unit = cmp.Or(s.unit, "erofsd.service")
+	m := &machine{t: t, setup: s, dir: dir, ended: make(chan struct{})}
+	m.install()
 	m.start()
 	t.Cleanup(m.powerOff)
 	m.await("systemd", func() bool {
@@ -74,25 +82,38 @@ func boot(t *testing.T, dropIn string) *machine {
 }
 
 // install makes what the machine has of its own.
-func (m *machine) install(dropIn string) {
+func (m *machine) install() {
 	m.t.Helper()
 	for _, x := range inside {
 		if err := os.MkdirAll(filepath.Join(m.dir, x.outside), 0o755); err != nil {
 			m.t.Fatal(err)
 		}
 	}
-	build := exec.CommandContext(m.t.Context(), testenv.Tool(m.t, "go"), "build", "-o", filepath.Join(m.dir, "bin")+"/", "./cmd/erofsd", "./cmd/erofsctl")
-	build.Dir = testenv.ModuleRoot(m.t)
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		m.t.Fatalf("build erofsd: %v\n%s", err, out)
+	bin := filepath.Join(m.dir, "bin")
+	if dir := os.Getenv(envGuest); dir != "" {
+		if err := os.CopyFS(bin, os.DirFS(dir)); err != nil {
+			m.t.Fatal(err)
+		}
+	} else {
+		build(m.t, "build", "-o", bin+"/", "./cmd/erofsd", "./cmd/erofsctl")
 	}
 	units := os.DirFS(filepath.Join(testenv.ModuleRoot(m.t), "configs", "systemd"))
 	if err := os.CopyFS(filepath.Join(m.dir, "units"), units); err != nil {
 		m.t.Fatal(err)
 	}
-	if dropIn != "" {
-		m.write("units/"+unit+".d/test.conf", dropIn)
+	if m.dropIn != "" {
+		m.write("units/"+m.unit+".d/test.conf", "[Service]\n"+m.dropIn)
+	}
+}
+
+// build runs the go command for static programs.
+func build(t *testing.T, args ...string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), testenv.Tool(t, "go"), args...)
+	cmd.Dir = testenv.ModuleRoot(t)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
 }
 
@@ -176,7 +197,7 @@ func removeGroup(t *testing.T, group string) {
 func (m *machine) powerOff() {
 	if m.t.Failed() {
 		journal, _ := m.try("journalctl", "--no-pager", "-o", "short-monotonic")
-		status, _ := m.try("systemctl", "--no-pager", "status", unit)
+		status, _ := m.try("systemctl", "--no-pager", "status", m.unit)
 		m.t.Logf("the journal:\n%s\n%s\n%s", journal, status, m.said.String())
 	}
 	_ = syscall.Kill(m.pid, syscall.SIGKILL) // it may have ended
@@ -242,7 +263,7 @@ func (m *machine) run(args ...string) string {
 // show returns a property of the unit.
 func (m *machine) show(property string) string {
 	m.t.Helper()
-	return strings.TrimSpace(m.run("systemctl", "show", "-P", property, unit))
+	return strings.TrimSpace(m.run("systemctl", "show", "-P", property, m.unit))
 }
 
 // number is show of a number.
