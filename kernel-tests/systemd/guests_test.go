@@ -14,13 +14,10 @@ import (
 	"github.com/erofsd/erofsd/kernel-tests/guestkernel"
 )
 
-// envGuest says in a guest where the programs are.
-const envGuest = "SYSTEMD_GUEST"
-
 // TestGuests has the same in guests with cachefiles, which get this machine's systemd. The
 // test runs on the host and in the guests.
 func TestGuests(t *testing.T) {
-	if os.Getenv(envGuest) != "" {
+	if os.Getenv("EROFSD_GUEST") != "" {
 		t.Run("keeper", testCachefilesKeeper)
 		t.Run("handover", testHandover)
 		return
@@ -42,7 +39,7 @@ func TestGuests(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			cmd := exec.CommandContext(t.Context(), vm, "-kernel", row, "-timeout", "10m", "-share", "/usr", "-share", bin, "-env", envGuest+"="+bin,
+			cmd := exec.CommandContext(t.Context(), vm, "-kernel", row, "-timeout", "10m", "-share", "/usr", "-share", bin, "-env", envPrograms+"="+bin,
 				self, "-test.v", "-test.timeout=9m", "-test.run=^TestGuests$")
 			var out bytes.Buffer
 			cmd.Stdout, cmd.Stderr = &out, &out

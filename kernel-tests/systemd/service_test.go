@@ -5,6 +5,10 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"github.com/erofsd/erofsd/erofs"
+	"github.com/erofsd/erofsd/fanotify"
+	"github.com/erofsd/erofsd/internal/testenv"
 )
 
 // incomplete keeps images incomplete: the rest is not fetched by itself.
@@ -13,9 +17,44 @@ const incomplete = "ExecStart=\nExecStart=/usr/local/bin/erofsd --transport fano
 // readersAtOnce is how many readers there are.
 const readersAtOnce = 3
 
-// TestStart: systemctl start returns when the API answers, and not before; after an ordered
+// TestSystemd is erofsd.service with fanotify, on this machine's kernel.
+func TestSystemd(t *testing.T) {
+	requireHost(t)
+	bin := t.TempDir()
+	build(t, "build", "-o", bin+"/", "./cmd/erofsd", "./cmd/erofsctl")
+	t.Setenv(envPrograms, bin)
+	for _, test := range []struct {
+		name string
+		do   func(t *testing.T)
+	}{
+		{"start", testStart},
+		{"killed", testKilled},
+		{"killed-and-stopped", testKilledAndStopped},
+		{"keeper-killed", testKeeperKilled},
+		{"watchdog", testWatchdog},
+		{"upgrade", testUpgrade},
+		{"restart", testRestart},
+		{"stop", testStop},
+		{"mount-meanwhile", testMountMeanwhile},
+		{"units", testUnits},
+	} {
+		t.Run(test.name, test.do)
+	}
+}
+
+// requireHost skips t unless this machine can do what it needs.
+func requireHost(t *testing.T) {
+	t.Helper()
+	testenv.Root(t)
+	testenv.Tool(t, systemdProgram)
+	dir := t.TempDir()
+	testenv.Kernel(t, "fanotify", fanotify.Supported(dir))
+	testenv.Kernel(t, "file-backed erofs", erofs.Supported(dir))
+}
+
+// testStart: systemctl start returns when the API answers, and not before; after an ordered
 // end nothing is left.
-func TestStart(t *testing.T) {
+func testStart(t *testing.T) {
 	m := boot(t, setup{})
 	m.run("systemctl", "start", m.unit)
 	if err := m.Health(t.Context()); err != nil {
@@ -50,8 +89,8 @@ func TestStart(t *testing.T) {
 	}
 }
 
-// TestKilled kills all processes of the unit, and the guard, below readers: nobody notices.
-func TestKilled(t *testing.T) {
+// testKilled kills all processes of the unit, and the guard, below readers: nobody notices.
+func testKilled(t *testing.T) {
 	m, end := underLoad(t, setup{dropIn: incomplete})
 	for n := range 3 {
 		if n == 1 {
@@ -89,9 +128,9 @@ func (m *machine) guards() (names []string) {
 	return names
 }
 
-// TestKilledAndStopped kills all processes of the unit and stops it before it is started
+// testKilledAndStopped kills all processes of the unit and stops it before it is started
 // again: systemd lets go of all that it keeps. The guard, which is apart, answers EIO.
-func TestKilledAndStopped(t *testing.T) {
+func testKilledAndStopped(t *testing.T) {
 	seed := newSeed(t)
 	m := boot(t, setup{dropIn: incomplete + "RestartSec=60\n"})
 	m.run("systemctl", "start", m.unit)
@@ -113,9 +152,9 @@ func TestKilledAndStopped(t *testing.T) {
 	m.all(one, m.mount(one))
 }
 
-// TestKeeperKilled kills the main process alone: its worker serves on until systemd has
+// testKeeperKilled kills the main process alone: its worker serves on until systemd has
 // started the next, which takes over from it.
-func TestKeeperKilled(t *testing.T) {
+func testKeeperKilled(t *testing.T) {
 	m, end := underLoad(t, setup{dropIn: incomplete})
 	for n := range 3 {
 		m.run("systemctl", "kill", "--kill-whom=main", "-s", "KILL", m.unit)
@@ -124,8 +163,8 @@ func TestKeeperKilled(t *testing.T) {
 	end()
 }
 
-// TestWatchdog stops the main process: systemd kills and restarts it.
-func TestWatchdog(t *testing.T) {
+// testWatchdog stops the main process: systemd kills and restarts it.
+func testWatchdog(t *testing.T) {
 	m, end := underLoad(t, setup{dropIn: incomplete + "WatchdogSec=6\nTimeoutStopSec=1\n"})
 	m.run("systemctl", "kill", "--kill-whom=main", "-s", "STOP", m.unit)
 	m.restarted(1)
@@ -135,8 +174,8 @@ func TestWatchdog(t *testing.T) {
 	}
 }
 
-// TestUpgrade: the main process stays the same one, and systemd goes on to keep what it has.
-func TestUpgrade(t *testing.T) {
+// testUpgrade: the main process stays the same one, and systemd goes on to keep what it has.
+func testUpgrade(t *testing.T) {
 	m, end := underLoad(t, setup{dropIn: incomplete})
 	main := m.number("MainPID")
 	for _, how := range [][]string{{"erofsctl", "upgrade"}, {"systemctl", "reload", m.unit}} {
@@ -161,17 +200,17 @@ func TestUpgrade(t *testing.T) {
 	end()
 }
 
-// TestRestart restarts the service below readers, who keep it from ending in time.
-func TestRestart(t *testing.T) {
+// testRestart restarts the service below readers, who keep it from ending in time.
+func testRestart(t *testing.T) {
 	m, end := underLoad(t, setup{dropIn: incomplete + "TimeoutStopSec=2\n"})
 	m.run("systemctl", "restart", m.unit)
 	m.await("the next daemon", m.serves)
 	end()
 }
 
-// TestStop stops the service for good with an incomplete image in use: the daemon serves
+// testStop stops the service for good with an incomplete image in use: the daemon serves
 // that on, and once nobody uses it the service starts again.
-func TestStop(t *testing.T) {
+func testStop(t *testing.T) {
 	seed := newSeed(t)
 	m := boot(t, setup{dropIn: incomplete + "TimeoutStopSec=2\n"})
 	m.run("systemctl", "start", m.unit)
@@ -193,9 +232,9 @@ func TestStop(t *testing.T) {
 	m.all(one, m.mount(one))
 }
 
-// TestMountMeanwhile has an image mounted while the keeper cannot answer, and then dies:
+// testMountMeanwhile has an image mounted while the keeper cannot answer, and then dies:
 // the mount fails, because the next daemon would not know of it, and succeeds then.
-func TestMountMeanwhile(t *testing.T) {
+func testMountMeanwhile(t *testing.T) {
 	seed := newSeed(t)
 	m := boot(t, setup{dropIn: incomplete + "RestartSec=30\n"})
 	m.run("systemctl", "start", m.unit)
@@ -244,9 +283,9 @@ func (m *machine) restarted(n int) {
 // state is what systemd says of the unit.
 func (m *machine) state() string { return m.show("ActiveState") + " " + m.show("Result") }
 
-// TestUnits: systemd finds nothing wrong with the units, and the one for fanotify as safe as
+// testUnits: systemd finds nothing wrong with the units, and the one for fanotify as safe as
 // it can be without mounts of its own.
-func TestUnits(t *testing.T) {
+func testUnits(t *testing.T) {
 	m := boot(t, setup{})
 	for _, name := range []string{m.unit, "erofsd-cachefiles.service"} {
 		path := "/etc/systemd/system/" + name
