@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime/debug"
 	"syscall"
 	"time"
@@ -29,6 +30,7 @@ const (
 const logTime = 2 * time.Second
 
 func main() {
+	setName(os.Args[0])
 	if daemon.IsHelper(os.Args) {
 		os.Exit(daemon.Helper(os.Args, os.Stdout))
 	}
@@ -42,6 +44,10 @@ func main() {
 	}
 	os.Exit(run(os.Args, os.Environ(), holder))
 }
+
+// setName gives this process the name that people look for: one that was started by a
+// descriptor would be called "exe", or by a number. It is only shown.
+func setName(arg0 string) { _ = os.WriteFile("/proc/self/comm", []byte(filepath.Base(arg0)), 0) }
 
 // run does what a command line says and returns nydusd's exit code: 0, 1 when the daemon
 // could not serve, 2 for a command line that means nothing.

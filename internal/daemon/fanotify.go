@@ -67,15 +67,21 @@ func (t *fanotifyTransport) openGroup() (err error) {
 	return nil
 }
 
-// openGuard finds the guard of a predecessor, or starts one.
+// openGuard finds the guard of a predecessor, if it lives, or starts one.
 func (t *fanotifyTransport) openGuard() (err error) {
 	h := t.d.o.Holder
 	pipe, process := h.take(heldGuard).File, h.take(heldGuardPID).File
 	if pipe != nil && process != nil {
 		t.guard = &guard{pipe: pipe, process: process}
-		return nil
+		if t.guard.lives() {
+			return nil
+		}
+		t.d.log.Warn("the guard has died; another is started")
+		if err := t.guard.release(); err != nil {
+			return err
+		}
 	}
-	t.guard, err = startGuard(t.group.File(), t.d.lock, filepath.Join(t.d.o.Root, "cache"))
+	t.guard, err = startGuard(t.group.File(), t.d.lock, filepath.Join(t.d.o.Root, "cache"), h.belowSystemd(), t.d.log)
 	if err != nil {
 		return err
 	}

@@ -35,11 +35,14 @@ const (
 	guardGroupFD = 3
 	guardPipeFD  = 4 // its other end closes when the daemon is gone
 	guardLockFD  = 5
+	guardReadyFD = 6 // gets a byte when the guard is there
 )
 
 // IsGuard says that this process was started as a guard; main calls [Guard]
 // then and nothing else.
-func IsGuard(args []string) bool { return len(args) > 0 && args[0] == guardName }
+func IsGuard(args []string) bool {
+	return len(args) == 2 && args[0] == guardName || len(args) == 3 && args[1] == guardName // systemd-run chooses args[0]
+}
 
 // A guard is the daemon's end of the guard process. It may have been started by a
 // predecessor of this process.
@@ -47,29 +50,6 @@ type guard struct {
 	pipe    *os.File  // closing the last of it tells the guard that nobody serves any more
 	process *os.File  // pidfd
 	cmd     *exec.Cmd // nil when a predecessor started it
-}
-
-// startGuard starts the guard process for the group and the cache directory.
-func startGuard(group, lock *os.File, cache string) (*guard, error) {
-	r, w, err := os.Pipe()
-	if err != nil {
-		return nil, fmt.Errorf("start %s: %w", guardName, err)
-	}
-	defer r.Close()
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Args = []string{guardName, cache}
-	cmd.ExtraFiles = []*os.File{group, r, lock}
-	cmd.Env = []string{"GOMAXPROCS=1"}
-	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a signal to the daemon's group is not for it
-	if err := cmd.Start(); err != nil {
-		return nil, errors.Join(fmt.Errorf("start %s: %w", guardName, err), w.Close())
-	}
-	fd, err := unix.PidfdOpen(cmd.Process.Pid, unix.PIDFD_NONBLOCK)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("watch %s: %w", guardName, err), w.Close(), cmd.Process.Kill(), cmd.Wait())
-	}
-	return &guard{w, os.NewFile(uintptr(fd), guardName), cmd}, nil
 }
 
 // dismissTime is how long a guard may take to end.
@@ -103,27 +83,44 @@ func (g *guard) wait() error {
 	return nil
 }
 
+// lives reports whether the guard has not ended.
+func (g *guard) lives() bool {
+	lives := false
+	raw, err := g.process.SyscallConn()
+	if err == nil {
+		err = raw.Control(func(fd uintptr) {
+			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+			lives = n == 0 && err == nil
+		})
+	}
+	return lives && err == nil
+}
+
 // release leaves the guard to whoever else holds its pipe.
 func (g *guard) release() error { return errors.Join(g.pipe.Close(), g.process.Close()) }
 
 // Guard runs the guard process and returns its exit code.
 func Guard(args []string) int {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	if len(args) != 2 {
-		log.Error("guard: want the cache directory")
-		return 1
-	}
+	cache := args[len(args)-1]
+	_ = os.WriteFile("/proc/self/comm", []byte(guardName), 0) // only shown
 	// It ends when its work does: not with the signals that end the daemon's
 	// group, nor when the reader of its log is gone.
 	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
 	// The last process to be killed for memory; without the right it stays as it is.
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-999"), 0)
+	ready := os.NewFile(guardReadyFD, "ready")
+	_, err := ready.Write([]byte{0})
+	if err := errors.Join(err, ready.Close()); err != nil {
+		log.Error("guard: nobody waits for it", "err", err)
+		return 1
+	}
 	var told [1]byte
 	if n, _ := os.NewFile(guardPipeFD, "pipe").Read(told[:]); n > 0 {
 		return 0
 	}
 	log.Error("the daemon died; reads of data that are not in the cache fail with EIO until their images are unmounted")
-	if err := guardDeny(args[1], log); err != nil {
+	if err := guardDeny(cache, log); err != nil {
 		log.Error("guard", "err", err)
 		return 1
 	}

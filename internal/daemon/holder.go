@@ -14,6 +14,7 @@ import (
 
 	"github.com/erofsd/erofsd/blobmgr"
 	"github.com/erofsd/erofsd/fanotify"
+	"github.com/erofsd/erofsd/internal/api"
 	"github.com/erofsd/erofsd/internal/config"
 	"github.com/erofsd/erofsd/internal/keeper"
 )
@@ -118,7 +119,8 @@ func (h *Holder) takeAll(prefix string) map[string]keeper.Entry {
 }
 
 // put has the keeper hold data and f, if not nil, which stays the caller's. Without a
-// keeper there is nothing to do, nor after its death: then there is no successor.
+// keeper there is nothing to do, nor after its death, unless a service manager starts it
+// anew: its next worker would not know of what this one does now.
 func (h *Holder) put(ctx context.Context, name string, data []byte, f *os.File) error {
 	if h == nil {
 		return nil
@@ -127,7 +129,11 @@ func (h *Holder) put(ctx context.Context, name string, data []byte, f *os.File) 
 		return err
 	}
 	defer h.turn.give()
-	return h.done("hold "+name, h.client.Put(ctx, keeper.Entry{Name: name, Data: data, File: f}))
+	err := h.client.Put(ctx, keeper.Entry{Name: name, Data: data, File: f})
+	if err != nil && h.successor() {
+		return api.Unavailable(fmt.Errorf("have the keeper hold %s: it died; its successor starts another daemon, try again then", name))
+	}
+	return h.done("hold "+name, err)
 }
 
 // putJSON is put of v.
@@ -158,6 +164,21 @@ func (h *Holder) drop(name string, used func() bool) {
 	}
 }
 
+// belowSystemd reports whether systemd started the keeper (sd_booted(3)).
+func (h *Holder) belowSystemd() bool {
+	return h != nil && h.client.Returns() && exists("/run/systemd/system")
+}
+
+// successor reports whether the keeper is dead and another one comes.
+func (h *Holder) successor() bool {
+	select {
+	case <-h.client.Gone():
+		return h.client.Returns()
+	default:
+		return false
+	}
+}
+
 // done is what becomes of the keeper's answer.
 func (h *Holder) done(what string, err error) error {
 	if err == nil {
@@ -175,6 +196,10 @@ func (h *Holder) done(what string, err error) error {
 func (h *Holder) watch(ctx context.Context) {
 	select {
 	case <-h.client.Gone():
+		if h.client.Returns() {
+			h.log.Error("the keeper died; images are served on until the service manager has started it again")
+			return
+		}
 		h.log.Error("the keeper died; images are served on, but if the daemon dies too, what is not in the cache reads as EIO. " +
 			"Restart the service when it suits you")
 	case <-ctx.Done():

@@ -19,6 +19,9 @@ import (
 // envSocket tells a worker the numbers of its descriptors: "SOCKET" or "SOCKET:JOURNAL".
 const envSocket = "EROFSD_KEEPER"
 
+// envReturns tells a worker that a service manager keeps what the keeper holds.
+const envReturns = "EROFSD_KEEPER_RETURNS"
+
 // journalName is the entry whose file a worker inherits, so that it has it from its first
 // moment.
 const journalName = "journal"
@@ -41,10 +44,11 @@ type Client struct {
 	// before Entries; in an Upgrade it must be the keeper's Options.StateVersion.
 	StateVersion string
 
-	conn *net.UnixConn
-	turn chan struct{} // whoever has put something in may write
-	gone chan struct{} // closed when nothing comes any more
-	done chan struct{} // closed when read has ended
+	conn    *net.UnixConn
+	turn    chan struct{} // whoever has put something in may write
+	gone    chan struct{} // closed when nothing comes any more
+	returns bool
+	done    chan struct{} // closed when read has ended
 
 	mu      sync.Mutex // guards what follows
 	journal *os.File
@@ -73,6 +77,10 @@ func Connect() (*Client, error) {
 	if err := os.Unsetenv(envSocket); err != nil {
 		return nil, err
 	}
+	_, returns := os.LookupEnv(envReturns)
+	if err := os.Unsetenv(envReturns); err != nil {
+		return nil, err
+	}
 	var fds []int
 	for s := range strings.SplitSeq(value, ":") {
 		fd, err := strconv.Atoi(s)
@@ -87,6 +95,7 @@ func Connect() (*Client, error) {
 		return nil, fmt.Errorf("connect to the keeper: %w", err)
 	}
 	c := newClient(conn)
+	c.returns = returns
 	if len(fds) == 2 {
 		c.journal = os.NewFile(uintptr(fds[1]), journalName)
 	}
@@ -110,8 +119,13 @@ func (c *Client) Close() error {
 	return err
 }
 
-// Gone is closed when the keeper is dead. The worker may go on without it.
+// Gone is closed when the keeper is dead. The worker may go on without it, but where the
+// keeper Returns what it does not hold yet is lost.
 func (c *Client) Gone() <-chan struct{} { return c.gone }
+
+// Returns reports whether a service manager keeps what the keeper holds. If the keeper
+// dies, the next one kills this worker and starts another.
+func (c *Client) Returns() bool { return c.returns }
 
 // Journal is the file of the entry called "journal", nil when there is none. It is there
 // before Entries, except in a successor that waits for its predecessor's end (Upgrade).

@@ -19,10 +19,11 @@
 // them when its predecessor has been waited for. A worker survives its keeper (Gone).
 //
 // A service manager (NOTIFY_SOCKET) hears when the worker is ready and that the keeper is
-// alive, and keeps a copy of everything (FDSTORE) for the keeper that it starts when both
-// have died. Its unit wants Type=notify, NotifyAccess=main, KillMode=mixed (else the
-// worker gets a signal from it and the same from the keeper), Restart=on-failure and a
-// FileDescriptorStoreMax= of as many entries as there may be, and two more.
+// alive, and keeps a copy of everything (FDSTORE) for the keeper that it starts when this
+// one has died; a worker that lives on is killed then (orphan.go). Its unit wants
+// Type=notify, NotifyAccess=main, KillMode=process (the keeper passes signals on),
+// Restart=on-failure, StartLimitIntervalSec=0 and a FileDescriptorStoreMax= of as many
+// entries as there may be, and three more.
 //
 // Read first: Client, the worker's side, and keeper in keeper.go, whose loop is the only
 // goroutine that decides anything; worker.go has the goroutines that ask it. The loop

@@ -126,7 +126,7 @@ func Run(ctx context.Context, o Options) (code int, err error) {
 		return 1, err
 	}
 	defer k.manager.close()
-	if err := k.begin(); err != nil {
+	if err := k.begin(ctx); err != nil {
 		return 1, err
 	}
 	k.loop(ctx)
@@ -134,12 +134,12 @@ func Run(ctx context.Context, o Options) (code int, err error) {
 }
 
 // begin takes over what there is, or begins anew.
-func (k *keeper) begin() error {
+func (k *keeper) begin(ctx context.Context) error {
 	resumed, err := k.resume()
 	if resumed || err != nil {
 		return err
 	}
-	if k.table, err = inherited(k.manager, k.log); err == nil && k.table == nil {
+	if k.table, err = inherited(ctx, k.manager, k.log); err == nil && k.table == nil {
 		k.table, err = newTable(k.manager)
 	}
 	if err != nil {
@@ -151,6 +151,7 @@ func (k *keeper) begin() error {
 	if k.current, err = k.start(nil, false); err != nil {
 		return errors.Join(err, k.table.close(false))
 	}
+	k.manager.storeWorker(k.current.process)
 	k.current.kill(time.Now().Add(k.o.ReadyTimeout), "it was not ready in time")
 	return nil
 }
@@ -165,6 +166,9 @@ func (k *keeper) close() error {
 	k.dropExe(k.exe)
 	if k.next != nil {
 		k.dropExe(k.next.exe)
+	}
+	if k.release {
+		k.manager.remove(workerName)
 	}
 	return k.table.close(k.release)
 }
@@ -263,6 +267,7 @@ func (k *keeper) restart() {
 	}
 	k.log.Info("worker is started", "pid", w.process.Pid, "entries", len(k.table.items))
 	k.current = w
+	k.manager.storeWorker(w.process)
 	w.kill(time.Now().Add(k.o.ReadyTimeout), "it was not ready in time")
 }
 

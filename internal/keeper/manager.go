@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -38,7 +39,14 @@ type manager struct {
 
 	failing bool      // the last message was not heard
 	busy    time.Time // until then nothing is sent
+	kept    map[string]bool
+	names   int  // bytes that the names of what is kept take
+	full    bool // it was said that no name more can be kept
 }
+
+// maxNames bounds the names of what is kept: they come back in one variable, which the
+// kernel limits to 32 pages (execve(2)). Beyond it the service could not be started.
+const maxNames = 120 << 10
 
 // dialManager connects to the service manager, nil if there is none.
 func dialManager(log *slog.Logger) (*manager, error) {
@@ -53,7 +61,7 @@ func dialManager(log *slog.Logger) (*manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to the service manager at NOTIFY_SOCKET: %w", err)
 	}
-	m := &manager{conn: conn, log: log}
+	m := &manager{conn: conn, log: log, kept: make(map[string]bool)}
 	pid := os.Getenv("WATCHDOG_PID")
 	usec, err := strconv.ParseUint(os.Getenv("WATCHDOG_USEC"), 10, 40)
 	if err == nil && usec > 0 && (pid == "" || pid == strconv.Itoa(os.Getpid())) {
@@ -67,6 +75,9 @@ func (m *manager) say(state string) { m.send(state, -1) }
 
 // storeFD has a descriptor kept. It is not watched for its end: that is not ours to judge.
 func (m *manager) storeFD(name string, fd int) {
+	if !m.note(name) {
+		return
+	}
 	m.send("FDSTORE=1\nFDNAME="+name+"\nFDPOLL=0\n", fd)
 }
 
@@ -80,7 +91,33 @@ func (m *manager) storeFile(name string, f *os.File) {
 	}
 }
 
-func (m *manager) remove(name string) { m.send("FDSTOREREMOVE=1\nFDNAME="+name+"\n", -1) }
+// note counts a name of what is kept. Without one there is no room for it.
+func (m *manager) note(name string) bool {
+	switch {
+	case m == nil:
+		return false
+	case m.kept[name]:
+		return true
+	case m.names+len(name)+1 > maxNames:
+		if !m.full {
+			m.log.Error("the service manager has no room for the names of more files; those of further images are lost if keeper and worker die together", "files", len(m.kept))
+		}
+		m.full = true
+		return false
+	}
+	m.kept[name] = true
+	m.names += len(name) + 1
+	return true
+}
+
+func (m *manager) remove(name string) {
+	if m == nil || !m.kept[name] {
+		return
+	}
+	delete(m.kept, name)
+	m.names -= len(name) + 1
+	m.send("FDSTOREREMOVE=1\nFDNAME="+name+"\n", -1)
+}
 
 func (m *manager) send(text string, fd int) {
 	if m == nil {
@@ -131,9 +168,46 @@ func (m *manager) close() {
 	}
 }
 
+// A left is what a dead keeper left with the service manager: descriptors by number.
+type left struct {
+	logs, fds map[uint64]int
+	newest    uint64 // of logs
+	worker    int    // pidfd, -1: none
+}
+
 // inherited returns the table that a dead keeper left with the service manager, nil if
-// there is none. Descriptors of other names are left alone, but for their close-on-exec.
-func inherited(m *manager, log *slog.Logger) (*table, error) {
+// there is none, when its worker has ended. Descriptors of other names are left alone, but
+// for their close-on-exec.
+func inherited(ctx context.Context, m *manager, log *slog.Logger) (t *table, err error) {
+	l, err := m.left()
+	if l == nil || err != nil {
+		return nil, err
+	}
+	if fd, found := l.logs[l.newest]; found {
+		delete(l.logs, l.newest)
+		file := os.NewFile(uintptr(fd), logName(l.newest))
+		var lost []string
+		if t, lost, err = loadTable(m, file, l.newest, l.fds); err == nil && l.worker >= 0 {
+			err = endOrphan(ctx, l.worker, log)
+			l.worker = -1
+		}
+		if err != nil {
+			return nil, errors.Join(err, file.Close()) // the service manager keeps it all
+		}
+		for _, name := range lost {
+			log.Error("the service manager did not keep the descriptor of an entry, which is lost; raise FileDescriptorStoreMax=", "object", name)
+		}
+	}
+	if l.worker >= 0 {
+		closeAll([]int{l.worker})
+	}
+	m.forget(l.logs, logName) // a log is complete before an older one is removed
+	m.forget(l.fds, fdName)   // they belong to what was never put or already dropped
+	return t, nil
+}
+
+// left reads what the service manager passed, nil if nothing.
+func (m *manager) left() (*left, error) {
 	if os.Getenv("LISTEN_PID") != strconv.Itoa(os.Getpid()) {
 		return nil, nil
 	}
@@ -143,33 +217,21 @@ func inherited(m *manager, log *slog.Logger) (*table, error) {
 	}
 	names := strings.Split(os.Getenv("LISTEN_FDNAMES"), ":")
 	names = append(names, make([]string, max(0, count-len(names)))...)
-	var newest uint64
-	logs, fds := make(map[uint64]int), make(map[uint64]int)
+	l := &left{logs: make(map[uint64]int), fds: make(map[uint64]int), worker: -1}
 	for i, name := range names[:count] {
 		fd := firstListenFD + i
 		unix.CloseOnExec(fd)
+		m.note(name)
 		if id, ok := number(name, logPrefix); ok {
-			logs[id] = fd
-			newest = max(newest, id)
+			l.logs[id] = fd
+			l.newest = max(l.newest, id)
 		} else if id, ok := number(name, prefix); ok {
-			fds[id] = fd
+			l.fds[id] = fd
+		} else if name == workerName {
+			l.worker = fd
 		}
 	}
-	var t *table
-	if fd, found := logs[newest]; found {
-		delete(logs, newest)
-		file := os.NewFile(uintptr(fd), logName(newest))
-		var lost []string
-		if t, lost, err = loadTable(m, file, newest, fds); err != nil {
-			return nil, errors.Join(err, file.Close()) // the service manager keeps it all
-		}
-		for _, name := range lost {
-			log.Error("the service manager did not keep the descriptor of an entry, which is lost; raise FileDescriptorStoreMax=", "object", name)
-		}
-	}
-	m.forget(logs, logName) // a log is complete before an older one is removed
-	m.forget(fds, fdName)   // they belong to what was never put or already dropped
-	return t, nil
+	return l, nil
 }
 
 // forget closes descriptors, here and in the service manager.

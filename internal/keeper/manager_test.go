@@ -176,7 +176,7 @@ func TestStore(t *testing.T) {
 	w.must(order{Do: "put", Name: "text", Data: "alone"})
 	w.must(order{Do: "put", Name: "replaced", Data: "new", Path: path, N: 8})
 	w.must(order{Do: "drop", Name: "dropped"})
-	r.eventually("three descriptors are kept", func() bool { return len(m.kept()) == 3 })
+	r.eventually("three descriptors and the worker's are kept", func() bool { return len(m.kept()) == 4 })
 	r.die(w)
 
 	want := []held{{"journal", "1", path, 5}, {"replaced", "new", path, 8}, {"text", "alone", "", 0}}
@@ -196,7 +196,7 @@ func TestStore(t *testing.T) {
 	want = append(want, held{"later", "", path, 9})
 	w.must(order{Do: "put", Name: "replaced", Data: "newer", Path: path, N: 10})
 	want[1] = held{"replaced", "newer", path, 10}
-	r2.eventually("four descriptors are kept", func() bool { return len(m.kept()) == 4 })
+	r2.eventually("four descriptors and the worker's are kept", func() bool { return len(m.kept()) == 5 })
 	r2.die(w)
 
 	r3 := m.start()
@@ -222,7 +222,7 @@ func TestStoreUpgrade(t *testing.T) {
 	next.must(order{Do: "ready"})
 	r.says("keeper is the new executable")
 	next.must(order{Do: "put", Name: "after", Data: "x", Path: path, N: 2})
-	r.eventually("all is kept", func() bool { return len(m.kept()) == 3 })
+	r.eventually("all is kept", func() bool { return len(m.kept()) == 4 })
 	pings := m.heard("WATCHDOG=1")
 	r.eventually("signs of life", func() bool { return m.heard("WATCHDOG=1") > pings })
 	if m.heard("READY=1") != 1 || m.heard("STOPPING=1") != 0 {
@@ -236,6 +236,72 @@ func TestStoreUpgrade(t *testing.T) {
 		t.Errorf("from the service manager came %v, want %v", list, want)
 	}
 	w.end(0)
+}
+
+// TestStoreOrphan kills the keeper alone: its worker has ended before the next one starts,
+// which goes on with what it had.
+func TestStoreOrphan(t *testing.T) {
+	m := newFakeManager(t)
+	r := newRig(t, quick(), m.env)
+	for range 2 { // the second worker is one that was started after a death
+		w := r.worker()
+		w.serve()
+		if w.must(order{Do: "returns"}).N != 1 {
+			t.Error("the worker does not know that its keeper comes back")
+		}
+		w.send(order{Do: "exit", N: 1})
+	}
+	w := r.worker()
+	w.serve()
+	path := r.file("f")
+	w.must(order{Do: "put", Name: "x", Path: path, N: 1})
+	w.send(order{Do: "exit", N: 1})
+	w = r.worker()
+	w.serve()
+	r.eventually("all is kept", func() bool { return len(m.kept()) == 3 })
+	r.signal(syscall.SIGKILL)
+	r.code()
+	w.must(order{Do: "gone"})
+
+	r2 := m.start()
+	next := r2.worker()
+	if running(w.pid) {
+		t.Error("two workers live")
+	}
+	if list, want := next.serve(), []held{{"x", "", path, 1}}; !slices.Equal(list, want) {
+		t.Errorf("from the service manager came %v, want %v", list, want)
+	}
+	next.end(0)
+	r2.eventually("after an ordered end nothing is kept", func() bool { return len(m.kept()) == 0 })
+}
+
+// TestStoreNames: what comes back in one variable must fit into one (MAX_ARG_STRLEN).
+func TestStoreNames(t *testing.T) {
+	m := newFakeManager(t)
+	t.Setenv("NOTIFY_SOCKET", m.conn.LocalAddr().String())
+	var log bytes.Buffer
+	manager, err := dialManager(slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer manager.close()
+	variable, names := len("LISTEN_FDNAMES=")+1, 0
+	for id := range uint64(MaxEntries) {
+		if manager.note(fdName(1e6 + id)) {
+			variable += len(fdName(1e6+id)) + 1
+			names++
+		}
+	}
+	if variable > 32*os.Getpagesize() || names < 15000 {
+		t.Errorf("%d names are kept, in a variable of %d bytes", names, variable)
+	}
+	if got := strings.Count(log.String(), "no room"); got != 1 {
+		t.Errorf("it was said %d times:\n%s", got, log.String())
+	}
+	manager.remove(fdName(1e6))
+	if !manager.note(fdName(7)) {
+		t.Error("there is no room again")
+	}
 }
 
 // TestStoreSame replaces an entry by one with the very same open file, which a service
@@ -281,9 +347,9 @@ func TestStoreLost(t *testing.T) {
 	path := r.file("f")
 	w.must(order{Do: "put", Name: "kept", Path: path, N: 1})
 	w.must(order{Do: "put", Name: "lost", Path: path, N: 2})
-	r.eventually("all is kept", func() bool { return len(m.kept()) == 3 })
+	r.eventually("all is kept", func() bool { return len(m.kept()) == 4 })
 	r.die(w)
-	m.take("FDSTOREREMOVE=1\nFDNAME="+m.kept()[2], nil)
+	m.take("FDSTOREREMOVE=1\nFDNAME="+m.kept()[3], nil)
 
 	r = m.start()
 	w = r.worker()

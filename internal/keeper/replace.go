@@ -219,10 +219,22 @@ func (k *keeper) resume() (bool, error) {
 	if s.End != 0 {
 		k.end = s.End
 	}
+	k.noteKept()
 	k.startPings()
 	k.watch(w)
 	k.log.Info("keeper is the new executable", "worker", s.Worker, "entries", len(t.items))
 	return true, nil
+}
+
+// noteKept counts what the service manager keeps since before the exec.
+func (k *keeper) noteKept() {
+	k.manager.note(workerName)
+	k.manager.note(logName(k.table.logID))
+	for _, i := range k.table.items {
+		if i.fd >= 0 {
+			k.manager.note(fdName(i.id))
+		}
+	}
 }
 
 // readState reads what exec wrote and takes care of all descriptors in it.

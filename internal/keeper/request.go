@@ -210,6 +210,7 @@ func (k *keeper) promote() {
 	w := k.next
 	k.log.Info("successor takes over", "pid", w.process.Pid, "entries", len(k.table.items))
 	k.current, k.next, k.agreed = w, nil, false
+	k.manager.storeWorker(w.process)
 	w.kill(time.Now().Add(k.o.ReadyTimeout), "it was not ready in time")
 	k.greet(w)
 }

@@ -164,6 +164,10 @@ func obey(c *Client, o order, r *report, signals chan os.Signal) error {
 		}
 		_, err := fmt.Fprint(c.Journal(), o.Data)
 		return err
+	case "returns":
+		if c.Returns() {
+			r.N = 1
+		}
 	case "gone":
 		select {
 		case <-c.Gone():

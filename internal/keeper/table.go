@@ -55,12 +55,13 @@ const slack = 4 << 20
 // prefix begins the names of our descriptors with the service manager; the log's goes on
 // with logPrefix, and all end with a number.
 const (
-	prefix    = "keeper-"
+	prefix    = "k-"
 	logPrefix = prefix + "log-"
+	digits    = 36 // base: the shorter the names, the more there may be
 )
 
-func fdName(id uint64) string  { return prefix + strconv.FormatUint(id, 10) }
-func logName(id uint64) string { return logPrefix + strconv.FormatUint(id, 10) }
+func fdName(id uint64) string  { return prefix + strconv.FormatUint(id, digits) }
+func logName(id uint64) string { return logPrefix + strconv.FormatUint(id, digits) }
 
 // newTable returns an empty one.
 func newTable(store *manager) (*table, error) {
@@ -316,6 +317,6 @@ func sameFile(a, b int) bool {
 // number returns the number at the end of a name.
 func number(name, prefix string) (uint64, bool) {
 	s, found := strings.CutPrefix(name, prefix)
-	n, err := strconv.ParseUint(s, 10, 64)
+	n, err := strconv.ParseUint(s, digits, 64)
 	return n, found && err == nil
 }

@@ -76,9 +76,12 @@ func (k *keeper) command(exe *os.File, standby bool) (*exec.Cmd, *net.UnixConn, 
 	cmd.ExtraFiles = append(slices.Clone(cmd.ExtraFiles), files...)
 	cmd.Env = slices.DeleteFunc(cmd.Environ(), func(s string) bool {
 		name, _, _ := strings.Cut(s, "=")
-		return slices.Contains(managerEnv(), name) || name == envSocket || name == envState
+		return slices.Contains(managerEnv(), name) || name == envSocket || name == envState || name == envReturns
 	})
 	cmd.Env = append(cmd.Env, envSocket+"="+strings.Join(numbers, ":"))
+	if k.manager != nil {
+		cmd.Env = append(cmd.Env, envReturns+"=1")
+	}
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}

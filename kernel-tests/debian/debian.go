@@ -44,6 +44,7 @@ var (
 	DockerRegistry = Tool{"docker-registry", "docker-registry"}
 	Squid          = Tool{"/usr/sbin/squid", "squid"} // ordinary users' PATH lacks it
 	Sgdisk         = Tool{"/usr/sbin/sgdisk", "gdisk"}
+	Systemd        = Tool{"/usr/lib/systemd/systemd", "systemd"} // its program alone changes nothing
 )
 
 // ErrMissing is what every error of Ensure is.

@@ -44,7 +44,7 @@ func run(ctx context.Context, packages string, rows []string, tests bool, fuzzTi
 	ctx, stop := context.WithCancel(ctx)
 	s := newSummary(os.Stdout)
 	err = debian.Ensure(ctx, s.note, debian.MkfsErofs, debian.FsckErofs, debian.MkfsExt4, debian.Tar, debian.Zstd, debian.Cpio, debian.Mmdebstrap,
-		debian.DockerRegistry, debian.Squid, debian.Sgdisk, debian.QemuDisks)
+		debian.DockerRegistry, debian.Squid, debian.Sgdisk, debian.Systemd, debian.QemuDisks)
 	if err != nil {
 		s.note(err.Error() + "; tests that need them are skipped")
 	}

@@ -53,6 +53,7 @@ func hostMain(ctx context.Context, args []string) (code int, err error) {
 	verbose := flags.Bool("log", false, "print all of the kernel's log, always")
 	var m machine
 	flags.Func("disk", "image `file` of a further disk of the guest: /dev/vdc and on, in their order", m.addDisk)
+	flags.Func("share", "`folder` of the host that the guest sees as well, read-only, at its path", m.addShare)
 	flags.Func("env", "`NAME=VALUE` of the program's environment", m.addEnv)
 	flags.StringVar(&m.writes, "log-writes", "", "`file` that gets a log of all writes and flushes of the first -disk, as dm-log-writes makes it")
 	flags.Usage = func() {

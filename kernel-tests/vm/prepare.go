@@ -38,7 +38,7 @@ func (m *machine) prepare(row string, command []string) error {
 	if isDir(fixtures) {
 		folders, mustRun = append(folders, fixtures), mustRun+",fixtures"
 	}
-	if m.job.Shares, err = shares(folders); err != nil {
+	if m.job.Shares, err = shares(append(folders, m.folders...)); err != nil {
 		return err
 	}
 	m.job.Stderr = !sameFile(m.stdout, m.stderr)
@@ -53,6 +53,15 @@ func (m *machine) prepare(row string, command []string) error {
 		}
 	}
 	m.job.Env = append(m.job.Env, m.env...)
+	return nil
+}
+
+// addShare adds a folder that the guest sees.
+func (m *machine) addShare(name string) error {
+	if !isDir(name) {
+		return errors.New("want a folder")
+	}
+	m.folders = append(m.folders, name)
 	return nil
 }
 

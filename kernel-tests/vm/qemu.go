@@ -32,6 +32,7 @@ type machine struct {
 	timeout        time.Duration
 	memory         int      // MiB
 	env            []string // of the program, beside what every one gets
+	folders        []string // further ones that the guest sees
 	disks          []string // absolute paths of further disks
 	writes         string   // absolute path of the log of the first one's writes, or ""
 	stdout, stderr *os.File

@@ -117,6 +117,13 @@ func TestPrepare(t *testing.T) {
 	if err := m.addEnv("NAME=a=b"); err != nil {
 		t.Fatal(err)
 	}
+	folder := t.TempDir()
+	if err := m.addShare(filepath.Join(folder, "none")); err == nil {
+		t.Error("a folder that is not there is shared")
+	}
+	if err := m.addShare(folder); err != nil {
+		t.Fatal(err)
+	}
 	if err := m.prepare("6.1", []string{"./x.test", "-test.v"}); err != nil {
 		t.Fatal(err)
 	}
@@ -133,6 +140,9 @@ func TestPrepare(t *testing.T) {
 	}
 	if m.job.Shares[0].Path != testenv.ModuleRoot(t) {
 		t.Errorf("the first share is %q, want the module", m.job.Shares[0].Path)
+	}
+	if last := m.job.Shares[len(m.job.Shares)-1]; last.Path != folder {
+		t.Errorf("the last share is %q, want %q", last.Path, folder)
 	}
 	m = &machine{stdout: os.Stdout, stderr: os.Stdout}
 	if err := m.prepare("6.1", []string{"sh", "-c", "true"}); err != nil || m.job.Args[0] != "sh" || m.program != "" {
