@@ -46,6 +46,8 @@ var ours = map[string][]string{
 
 	"internal/api/nydus": {},
 
+	"snapshotter": {},
+
 	"internal/daemon": {
 		"backend", "backend/httpproxy", "backend/localdisk", "backend/localfs", "backend/registry", "backend/s3", "backend/oss", "blobmgr",
 		"cachefiles", "erofs", "fanotify", "internal/api", "internal/api/nydus", "internal/chunk", "internal/config", "internal/keeper", "internal/kernel",

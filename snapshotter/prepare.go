@@ -1,0 +1,130 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+)
+
+// A snapshot is one with what its mounts need.
+type snapshot struct {
+	storage.Snapshot
+	info snapshots.Info
+}
+
+// Prepare makes a writable snapshot over parent and returns its mounts.
+func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	sn, err := s.create(ctx, snapshots.KindActive, key, parent, opts)
+	if err != nil {
+		return nil, fmt.Errorf("prepare snapshot %s: %w", key, err)
+	}
+	return s.mounts(sn), nil
+}
+
+// View makes a read-only snapshot of parent and returns its mounts.
+func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	sn, err := s.create(ctx, snapshots.KindView, key, parent, opts)
+	if err != nil {
+		return nil, fmt.Errorf("view snapshot %s: %w", key, err)
+	}
+	return s.mounts(sn), nil
+}
+
+// Mounts returns the mounts of an active snapshot or a view again.
+func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
+	var sn snapshot
+	err := s.store.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
+		sn, err = find(ctx, key)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("mounts of snapshot %s: %w", key, err)
+	}
+	return s.mounts(sn), nil
+}
+
+// find returns the active snapshot or view called key. It needs a transaction.
+func find(ctx context.Context, key string) (sn snapshot, err error) {
+	if sn.Snapshot, err = storage.GetSnapshot(ctx, key); err != nil {
+		return sn, err
+	}
+	_, sn.info, _, err = storage.GetInfo(ctx, key)
+	return sn, err
+}
+
+// create makes a snapshot: its directory first, and that has its name before the entry in
+// the store is durable. What a crash leaves is a directory without an entry.
+func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, parent string, opts []snapshots.Opt) (sn snapshot, err error) {
+	dir, err := s.newDirectory(kind)
+	if err != nil {
+		return sn, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(dir))
+		}
+	}()
+	err = s.store.WithTransaction(ctx, true, func(ctx context.Context) error {
+		if _, err := storage.CreateSnapshot(ctx, kind, key, parent, opts...); err != nil {
+			return err
+		}
+		if sn, err = find(ctx, key); err != nil {
+			return err
+		}
+		if err := s.own(sn, dir); err != nil {
+			return err
+		}
+		name := s.path(snapshotsDir, sn.ID)
+		if err := os.Rename(dir, name); err != nil {
+			return err
+		}
+		dir = name
+		return nil
+	})
+	return sn, err
+}
+
+// newDirectory makes the directory of a snapshot that has no number yet.
+func (s *Snapshotter) newDirectory(kind snapshots.Kind) (dir string, err error) {
+	if dir, err = os.MkdirTemp(s.path(newDir), ""); err != nil {
+		return "", err
+	}
+	err = os.Mkdir(filepath.Join(dir, "fs"), 0o755)
+	if err == nil && kind == snapshots.KindActive {
+		err = os.Mkdir(filepath.Join(dir, "work"), 0o711)
+	}
+	if err == nil {
+		err = os.Chmod(filepath.Join(dir, "fs"), 0o755) // whatever the umask is
+	}
+	if err != nil {
+		return "", errors.Join(err, os.RemoveAll(dir))
+	}
+	return dir, nil
+}
+
+// own gives the root of a new snapshot in dir its owner: that which its labels map root to,
+// else the parent's.
+func (s *Snapshotter) own(sn snapshot, dir string) error {
+	uid, gid, err := mappedRoot(sn.info.Labels)
+	if err != nil {
+		return err
+	}
+	if uid < 0 && len(sn.ParentIDs) > 0 {
+		var st syscall.Stat_t
+		if err := syscall.Stat(s.upper(sn.ParentIDs[0]), &st); err != nil {
+			return fmt.Errorf("look at the parent's directory: %w", err)
+		}
+		uid, gid = int(st.Uid), int(st.Gid)
+	}
+	if uid < 0 {
+		return nil
+	}
+	return os.Lchown(filepath.Join(dir, "fs"), uid, gid)
+}

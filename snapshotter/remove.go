@@ -1,0 +1,140 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+)
+
+// Remove removes a snapshot. It is gone at once; its files go in the background.
+func (s *Snapshotter) Remove(ctx context.Context, key string) error {
+	err := s.store.WithTransaction(ctx, true, func(ctx context.Context) error {
+		_, _, err := storage.Remove(ctx, key)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("remove snapshot %s: %w", key, err)
+	}
+	s.sweepSoon()
+	return nil
+}
+
+// Cleanup removes what removed snapshots have left, and returns when that is done.
+func (s *Snapshotter) Cleanup(ctx context.Context) error {
+	if err := s.sweep(ctx); err != nil {
+		return fmt.Errorf("clean up: %w", err)
+	}
+	return nil
+}
+
+// sweepSoon has garbage removed in the background.
+func (s *Snapshotter) sweepSoon() {
+	select {
+	case s.garbage <- struct{}{}:
+	default: // it is about to be
+	}
+}
+
+// Pauses before garbage that could not be removed is tried again.
+const (
+	sweepPause    = time.Second
+	sweepMaxPause = time.Minute
+)
+
+// sweepOn removes garbage until the end.
+func (s *Snapshotter) sweepOn() {
+	var again <-chan time.Time
+	for pause := sweepPause; ; {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-s.garbage:
+		case <-again:
+		}
+		err := s.sweep(s.ctx)
+		switch {
+		case s.ctx.Err() != nil:
+			return
+		case err == nil:
+			again, pause = nil, sweepPause
+		default:
+			s.log.Warn("remove what is left of snapshots; it is tried again", "err", err)
+			again, pause = time.After(pause), min(2*pause, sweepMaxPause)
+		}
+	}
+}
+
+// sweep removes all garbage, or what can be removed of it.
+func (s *Snapshotter) sweep(ctx context.Context) error {
+	if err := s.sweeping.take(ctx); err != nil {
+		return err
+	}
+	defer s.sweeping.give()
+	return errors.Join(s.discard(ctx), emptyDir(ctx, s.path(trashDir)))
+}
+
+// discard moves the directories of snapshots that do not exist into the trash.
+func (s *Snapshotter) discard(ctx context.Context) error {
+	// Nobody makes a snapshot while this transaction lasts: what has no entry now never will.
+	ctx, tx, err := s.store.TransactionContext(ctx, true)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback() // nothing was written
+	known, err := storage.IDMap(ctx)
+	if err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(s.path(snapshotsDir))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		if _, ok := known[e.Name()]; !ok {
+			errs = append(errs, s.toTrash(e.Name()))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// toTrash moves the directory of a snapshot into the trash, where it has a name that no
+// other one has had: numbers come again when somebody removes the store.
+func (s *Snapshotter) toTrash(id string) error {
+	place, err := os.MkdirTemp(s.path(trashDir), id+"-")
+	if err != nil {
+		return err
+	}
+	return os.Rename(s.path(snapshotsDir, id), filepath.Join(place, "snapshot"))
+}
+
+// emptyDir removes everything in dir. It can be interrupted, unlike os.RemoveAll, and
+// goes on where it was when it is called again.
+func emptyDir(ctx context.Context, dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		name := filepath.Join(dir, e.Name())
+		if e.IsDir() {
+			if err := emptyDir(ctx, name); err != nil {
+				errs = append(errs, err)
+				continue
+			}
+		}
+		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}

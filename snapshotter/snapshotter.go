@@ -1,0 +1,235 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
+	"github.com/containerd/continuity/fs"
+	"github.com/containerd/errdefs"
+	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+)
+
+// A Snapshotter is containerd's. It is safe for concurrent use; Close ends it.
+type Snapshotter struct {
+	root    string
+	store   *storage.MetaStore
+	overlay []string // options of every overlay
+	log     *slog.Logger
+
+	sweeping turn          // who removes garbage
+	garbage  chan struct{} // there may be some; capacity 1
+
+	ctx        context.Context // of the background; ends with Close
+	stop       context.CancelFunc
+	background sync.WaitGroup
+}
+
+var (
+	_ snapshots.Snapshotter = (*Snapshotter)(nil)
+	_ snapshots.Cleaner     = (*Snapshotter)(nil)
+)
+
+// An Opt changes what New makes.
+type Opt func(*Snapshotter)
+
+// WithLogger has events logged; without it nothing is.
+func WithLogger(log *slog.Logger) Opt { return func(s *Snapshotter) { s.log = log } }
+
+// WithOverlayOptions adds options to every overlay mount.
+func WithOverlayOptions(options ...string) Opt {
+	return func(s *Snapshotter) { s.overlay = append(s.overlay, options...) }
+}
+
+// storeTimeout is how long New waits for another process to let go of the store.
+const storeTimeout = 10 * time.Second
+
+// New opens the snapshotter whose directory is root, which it makes if there is none. The
+// error says what is wrong with the directory or its store; a store that another process
+// has open is one after ten seconds.
+func New(root string, opts ...Opt) (*Snapshotter, error) {
+	root, err := prepareRoot(root)
+	if err != nil {
+		return nil, fmt.Errorf("open snapshotter: %w", err)
+	}
+	s := &Snapshotter{root: root, log: slog.New(slog.DiscardHandler), sweeping: make(turn, 1), garbage: make(chan struct{}, 1)}
+	for _, o := range opts {
+		o(s)
+	}
+	if err := s.completeOptions(); err != nil {
+		return nil, fmt.Errorf("open snapshotter: %w", err)
+	}
+	if err := s.openStore(); err != nil {
+		return nil, err
+	}
+	// What was being made when the last process ended has no entry.
+	if err := emptyDir(context.Background(), s.path(newDir)); err != nil {
+		return nil, errors.Join(fmt.Errorf("open snapshotter: remove what was not completed: %w", err), s.store.Close())
+	}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	s.background.Go(s.sweepOn)
+	s.sweepSoon()
+	return s, nil
+}
+
+// The directories below the root.
+const (
+	snapshotsDir = "snapshots"
+	newDir       = "new"
+	trashDir     = "trash"
+)
+
+// prepareRoot makes the directories and returns root's absolute path without links: mount
+// options and the table of mounts have it.
+func prepareRoot(root string) (string, error) {
+	root, err := filepath.Abs(root)
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return "", err
+	}
+	if root, err = filepath.EvalSymlinks(root); err != nil {
+		return "", err
+	}
+	if strings.ContainsAny(root, ",:\\\"") {
+		return "", fmt.Errorf("root %q: overlayfs's options cannot name a path with a comma, colon, quote or backslash; choose another", root)
+	}
+	types, err := fs.SupportsDType(root)
+	if err != nil {
+		return "", fmt.Errorf("look at the file system of %s: %w", root, err)
+	}
+	if !types {
+		return "", fmt.Errorf("the file system of %s has no d_type, which overlayfs needs: for XFS format it with ftype=1", root)
+	}
+	for _, name := range []string{snapshotsDir, newDir, trashDir} {
+		if err := os.Mkdir(filepath.Join(root, name), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+			return "", err
+		}
+	}
+	return root, nil
+}
+
+// completeOptions adds what overlayfs needs here.
+func (s *Snapshotter) completeOptions() error {
+	if !hasOption(s.overlay, "userxattr") {
+		need, err := overlayutils.NeedsUserXAttr(s.root)
+		if err != nil {
+			return fmt.Errorf("ask whether overlayfs needs userxattr: %w", err)
+		}
+		if need {
+			s.overlay = append(s.overlay, "userxattr")
+		}
+	}
+	// A layer is the upper directory of one overlay and a lower one of others, which the
+	// index would refuse.
+	_, err := os.Stat("/sys/module/overlay/parameters/index")
+	if err == nil && !hasOption(s.overlay, "index") {
+		s.overlay = append(s.overlay, "index=off")
+	}
+	return nil
+}
+
+func hasOption(options []string, name string) bool {
+	for _, o := range options {
+		if key, _, _ := strings.Cut(o, "="); key == name {
+			return true
+		}
+	}
+	return false
+}
+
+// openStore opens the metadata store now, and not at the first call: what is wrong with it
+// is a reason not to start.
+func (s *Snapshotter) openStore() error {
+	name := s.path("metadata.db")
+	store, err := storage.NewMetaStore(name, func(o *bolt.Options) error {
+		o.Timeout = storeTimeout
+		return nil
+	})
+	if err == nil {
+		err = initStore(store)
+	}
+	switch {
+	case errors.Is(err, bolterrors.ErrTimeout):
+		return fmt.Errorf("open snapshotter: another process has %s open; stop that first", name)
+	case err != nil:
+		return fmt.Errorf("open snapshotter: %s: %w", name, err)
+	}
+	s.store = store
+	return nil
+}
+
+// initStore gives a new store its tables: without them nothing is not found, but an error.
+func initStore(store *storage.MetaStore) error {
+	err := store.WithTransaction(context.Background(), false, func(ctx context.Context) error {
+		_, err := storage.IDMap(ctx)
+		return err
+	})
+	if !errdefs.IsNotFound(err) {
+		return err
+	}
+	return store.WithTransaction(context.Background(), true, func(ctx context.Context) error {
+		_, err := storage.CreateSnapshot(ctx, snapshots.KindActive, "first", "")
+		if err == nil {
+			_, _, err = storage.Remove(ctx, "first")
+		}
+		return err
+	})
+}
+
+// path returns a path below the root.
+func (s *Snapshotter) path(elem ...string) string {
+	return filepath.Join(append([]string{s.root}, elem...)...)
+}
+
+// upper is the directory of a snapshot's own files.
+func (s *Snapshotter) upper(id string) string { return s.path(snapshotsDir, id, "fs") }
+
+// Stat returns what is known of a snapshot.
+func (s *Snapshotter) Stat(ctx context.Context, key string) (info snapshots.Info, err error) {
+	err = s.store.WithTransaction(ctx, false, func(ctx context.Context) error {
+		_, info, _, err = storage.GetInfo(ctx, key)
+		return err
+	})
+	return info, err
+}
+
+// Update changes a snapshot's labels.
+func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpaths ...string) (updated snapshots.Info, err error) {
+	err = s.store.WithTransaction(ctx, true, func(ctx context.Context) error {
+		updated, err = storage.UpdateInfo(ctx, info, fieldpaths...)
+		return err
+	})
+	return updated, err
+}
+
+// Walk calls fn for each snapshot that one of the filters matches; with none for all.
+func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters ...string) error {
+	return s.store.WithTransaction(ctx, false, func(ctx context.Context) error {
+		return storage.WalkInfo(ctx, func(ctx context.Context, info snapshots.Info) error {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			return fn(ctx, info)
+		}, filters...)
+	})
+}
+
+// Close ends what goes on in the background and closes the store. Nothing else may be
+// called at that time or later. Mounts and snapshots stay as they are.
+func (s *Snapshotter) Close() error {
+	s.stop()
+	s.background.Wait()
+	return s.store.Close()
+}
