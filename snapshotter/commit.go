@@ -13,7 +13,20 @@ import (
 // a transaction of its own, so the files are counted before ours begins: nobody else
 // waits for that.
 func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
-	usage, err := s.usageOf(ctx, key)
+	var id string
+	var info snapshots.Info
+	err := s.store.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
+		id, info, _, err = storage.GetInfo(ctx, key)
+		return err
+	})
+	var usage snapshots.Usage
+	if err == nil {
+		usage, err = s.count(ctx, id)
+	}
+	if err == nil && kindOf(info.Labels) == bootstrapLayer {
+		err = s.checkBootstrap(id)
+		opts = append(opts, kept(info.Labels))
+	}
 	if err == nil {
 		err = s.store.WithTransaction(ctx, true, func(ctx context.Context) error {
 			_, err := storage.CommitActive(ctx, key, name, usage, opts...)
@@ -26,17 +39,14 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	return nil
 }
 
-// usageOf counts the files of the snapshot key.
-func (s *Snapshotter) usageOf(ctx context.Context, key string) (snapshots.Usage, error) {
-	var id string
-	err := s.store.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
-		id, _, _, err = storage.GetInfo(ctx, key)
-		return err
-	})
+// checkBootstrap refuses a bootstrap layer that has none while the image is pulled, and
+// not when it is wanted.
+func (s *Snapshotter) checkBootstrap(id string) error {
+	f, err := s.bootstrap(id)
 	if err != nil {
-		return snapshots.Usage{}, err
+		return err
 	}
-	return s.count(ctx, id)
+	return f.Close()
 }
 
 // count walks the directory of a snapshot.

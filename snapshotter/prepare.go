@@ -13,50 +13,61 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 )
 
-// A snapshot is one with what its mounts need.
-type snapshot struct {
-	storage.Snapshot
-	info snapshots.Info
-}
-
-// Prepare makes a writable snapshot over parent and returns its mounts.
+// Prepare makes a writable snapshot over parent and returns its mounts. For a layer that
+// stays remote it is an ErrAlreadyExists: it is committed then.
 func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
-	sn, err := s.create(ctx, snapshots.KindActive, key, parent, opts)
+	labels, err := labelsOf(opts)
+	if err == nil {
+		switch kindOf(labels) {
+		case dataLayer:
+			err = s.skip(ctx, key, target{chainID: labels[labelTarget], parent: parent, labels: labels})
+		case bootstrapLayer:
+			err = checkVersion(labels)
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("prepare snapshot %s: %w", key, err)
 	}
-	return s.mounts(sn), nil
+	return s.make(ctx, snapshots.KindActive, key, parent, opts)
 }
 
 // View makes a read-only snapshot of parent and returns its mounts.
 func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
-	sn, err := s.create(ctx, snapshots.KindView, key, parent, opts)
+	return s.make(ctx, snapshots.KindView, key, parent, opts)
+}
+
+// make makes a snapshot and has the image below it mounted. If that fails there is no
+// snapshot either: who wants it tries again under the same key.
+func (s *Snapshotter) make(ctx context.Context, kind snapshots.Kind, key, parent string, opts []snapshots.Opt) ([]mount.Mount, error) {
+	sn, err := s.create(ctx, kind, key, parent, opts)
 	if err != nil {
-		return nil, fmt.Errorf("view snapshot %s: %w", key, err)
+		return nil, fmt.Errorf("prepare snapshot %s: %w", key, err)
 	}
-	return s.mounts(sn), nil
+	m, err := s.mounts(ctx, sn)
+	if err == nil {
+		err = s.ownAsImage(sn)
+	}
+	if err != nil {
+		err = fmt.Errorf("prepare snapshot %s: %w", key, err)
+		return nil, errors.Join(err, s.Remove(context.WithoutCancel(ctx), key))
+	}
+	return m, nil
 }
 
 // Mounts returns the mounts of an active snapshot or a view again.
-func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
+func (s *Snapshotter) Mounts(ctx context.Context, key string) (m []mount.Mount, err error) {
 	var sn snapshot
-	err := s.store.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
+	err = s.store.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
 		sn, err = find(ctx, key)
 		return err
 	})
+	if err == nil {
+		m, err = s.mounts(ctx, sn)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("mounts of snapshot %s: %w", key, err)
 	}
-	return s.mounts(sn), nil
-}
-
-// find returns the active snapshot or view called key. It needs a transaction.
-func find(ctx context.Context, key string) (sn snapshot, err error) {
-	if sn.Snapshot, err = storage.GetSnapshot(ctx, key); err != nil {
-		return sn, err
-	}
-	_, sn.info, _, err = storage.GetInfo(ctx, key)
-	return sn, err
+	return m, nil
 }
 
 // create makes a snapshot: its directory first, and that has its name before the entry in
@@ -112,7 +123,7 @@ func (s *Snapshotter) newDirectory(kind snapshots.Kind) (dir string, err error) 
 // own gives the root of a new snapshot in dir its owner: that which its labels map root to,
 // else the parent's.
 func (s *Snapshotter) own(sn snapshot, dir string) error {
-	uid, gid, err := mappedRoot(sn.info.Labels)
+	uid, gid, err := mappedRoot(sn.shifts())
 	if err != nil {
 		return err
 	}
@@ -127,4 +138,23 @@ func (s *Snapshotter) own(sn snapshot, dir string) error {
 		return nil
 	}
 	return os.Lchown(filepath.Join(dir, "fs"), uid, gid)
+}
+
+// ownAsImage gives the root of a new container the owner and mode that it has in the lazy
+// image directly below it: the layer's own directory is not what is mounted.
+func (s *Snapshotter) ownAsImage(sn snapshot) error {
+	if sn.lazy == nil || sn.over > 0 || sn.Kind != snapshots.KindActive || kindOf(sn.info.Labels) == bootstrapLayer {
+		return nil
+	}
+	var st syscall.Stat_t
+	if err := syscall.Stat(s.point(sn.lazy.id), &st); err != nil {
+		return fmt.Errorf("look at the image's root: %w", err)
+	}
+	upper := s.upper(sn.ID)
+	if sn.shifts() == nil {
+		if err := os.Lchown(upper, int(st.Uid), int(st.Gid)); err != nil {
+			return err
+		}
+	}
+	return syscall.Chmod(upper, st.Mode&0o7777)
 }

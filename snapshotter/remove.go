@@ -49,6 +49,7 @@ const (
 // sweepOn removes garbage until the end.
 func (s *Snapshotter) sweepOn() {
 	var again <-chan time.Time
+	said := ""
 	for pause := sweepPause; ; {
 		select {
 		case <-s.ctx.Done():
@@ -61,9 +62,12 @@ func (s *Snapshotter) sweepOn() {
 		case s.ctx.Err() != nil:
 			return
 		case err == nil:
-			again, pause = nil, sweepPause
+			again, pause, said = nil, sweepPause, ""
 		default:
-			s.log.Warn("remove what is left of snapshots; it is tried again", "err", err)
+			if err.Error() != said { // an image may be in use for days
+				s.log.Warn("remove what is left of snapshots; it is tried again", "err", err)
+			}
+			said = err.Error()
 			again, pause = time.After(pause), min(2*pause, sweepMaxPause)
 		}
 	}
@@ -75,32 +79,44 @@ func (s *Snapshotter) sweep(ctx context.Context) error {
 		return err
 	}
 	defer s.sweeping.give()
-	return errors.Join(s.discard(ctx), emptyDir(ctx, s.path(trashDir)))
+	lazy, err := s.discard(ctx)
+	errs := []error{err}
+	for _, id := range lazy {
+		errs = append(errs, s.detach(ctx, id))
+	}
+	return errors.Join(append(errs, s.emptyTrash(ctx))...)
 }
 
-// discard moves the directories of snapshots that do not exist into the trash.
-func (s *Snapshotter) discard(ctx context.Context) error {
+// discard moves the directories of snapshots that do not exist into the trash. It returns
+// those whose image has to be unmounted before.
+func (s *Snapshotter) discard(ctx context.Context) (lazy []string, err error) {
 	// Nobody makes a snapshot while this transaction lasts: what has no entry now never will.
 	ctx, tx, err := s.store.TransactionContext(ctx, true)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer tx.Rollback() // nothing was written
 	known, err := storage.IDMap(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	entries, err := os.ReadDir(s.path(snapshotsDir))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var errs []error
 	for _, e := range entries {
-		if _, ok := known[e.Name()]; !ok {
-			errs = append(errs, s.toTrash(e.Name()))
+		id := e.Name()
+		if _, ok := known[id]; ok {
+			continue
 		}
+		if _, err := os.Lstat(s.point(id)); err == nil {
+			lazy = append(lazy, id)
+			continue
+		}
+		errs = append(errs, s.toTrash(id))
 	}
-	return errors.Join(errs...)
+	return lazy, errors.Join(errs...)
 }
 
 // toTrash moves the directory of a snapshot into the trash, where it has a name that no

@@ -27,6 +27,13 @@ type Snapshotter struct {
 	overlay []string // options of every overlay
 	log     *slog.Logger
 
+	mounter Mounter
+	source  Source
+	find    Finder // nil: nobody to ask
+	scope   Scope
+	images  *images
+	recover chan struct{} // images may have to be mounted again; capacity 1
+
 	sweeping turn          // who removes garbage
 	garbage  chan struct{} // there may be some; capacity 1
 
@@ -51,18 +58,30 @@ func WithOverlayOptions(options ...string) Opt {
 	return func(s *Snapshotter) { s.overlay = append(s.overlay, options...) }
 }
 
+// WithFinder has f asked for references that no label names.
+func WithFinder(f Finder) Opt { return func(s *Snapshotter) { s.find = f } }
+
+// WithScope says which images share blobs; without it all do.
+func WithScope(scope Scope) Opt { return func(s *Snapshotter) { s.scope = scope } }
+
 // storeTimeout is how long New waits for another process to let go of the store.
 const storeTimeout = 10 * time.Second
 
-// New opens the snapshotter whose directory is root, which it makes if there is none. The
+// New opens the snapshotter whose directory is root, which it makes if there is none. Lazy
+// images are mounted by m, with data from where source says. It asks neither: a daemon that
+// is not there yet is no reason not to serve. The
 // error says what is wrong with the directory or its store; a store that another process
 // has open is one after ten seconds.
-func New(root string, opts ...Opt) (*Snapshotter, error) {
+func New(root string, m Mounter, source Source, opts ...Opt) (*Snapshotter, error) {
 	root, err := prepareRoot(root)
 	if err != nil {
 		return nil, fmt.Errorf("open snapshotter: %w", err)
 	}
-	s := &Snapshotter{root: root, log: slog.New(slog.DiscardHandler), sweeping: make(turn, 1), garbage: make(chan struct{}, 1)}
+	s := &Snapshotter{
+		root: root, log: slog.New(slog.DiscardHandler),
+		mounter: m, source: source, scope: ScopeAll, images: newImages(), recover: make(chan struct{}, 1),
+		sweeping: make(turn, 1), garbage: make(chan struct{}, 1),
+	}
 	for _, o := range opts {
 		o(s)
 	}
@@ -79,6 +98,8 @@ func New(root string, opts ...Opt) (*Snapshotter, error) {
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.background.Go(s.sweepOn)
 	s.sweepSoon()
+	s.background.Go(s.recoverOn)
+	s.Recover()
 	return s, nil
 }
 

@@ -22,7 +22,7 @@ import (
 func open(t *testing.T, root string, opts ...Opt) *Snapshotter {
 	t.Helper()
 	testenv.Root(t)
-	s, err := New(root, opts...)
+	s, err := New(root, nil, nil, opts...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,7 +195,7 @@ func TestSecondProcess(t *testing.T) {
 	t.Parallel() // it waits
 	root := t.TempDir()
 	open(t, root)
-	if s, err := New(root); err == nil || !strings.Contains(err.Error(), "another process") {
+	if s, err := New(root, nil, nil); err == nil || !strings.Contains(err.Error(), "another process") {
 		t.Errorf("opened twice: %v, %v", s, err)
 	}
 }
@@ -207,7 +207,7 @@ func TestDamagedStore(t *testing.T) {
 	if err := os.WriteFile(name, []byte(strings.Repeat("no database", 1000)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := New(root); err == nil || !strings.Contains(err.Error(), name) {
+	if _, err := New(root, nil, nil); err == nil || !strings.Contains(err.Error(), name) {
 		t.Errorf("error %v, want one that names %s", err, name)
 	}
 }

@@ -17,7 +17,7 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 func TestSuite(t *testing.T) {
 	testenv.Root(t)
 	testsuite.SnapshotterSuite(t, "overlayfs", func(_ context.Context, root string) (snapshots.Snapshotter, func() error, error) {
-		s, err := New(root)
+		s, err := New(root, nil, nil)
 		if err != nil {
 			return nil, nil, err
 		}

@@ -2,14 +2,20 @@ package snapshotter
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
+
+	"github.com/erofsd/erofsd/internal/api"
 )
 
 // Usage returns what a snapshot takes without its parents: of one that can be written now,
-// else what was counted when it was committed.
+// else what was counted when it was committed, and for the layer with the bootstrap also what
+// the daemon's cache has of the image. What images share is counted once.
 func (s *Snapshotter) Usage(ctx context.Context, key string) (usage snapshots.Usage, err error) {
 	var id string
 	var info snapshots.Info
@@ -17,11 +23,72 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (usage snapshots.Us
 		id, info, usage, err = storage.GetInfo(ctx, key)
 		return err
 	})
-	if err == nil && info.Kind == snapshots.KindActive {
+	switch {
+	case err != nil:
+	case info.Kind == snapshots.KindActive:
 		usage, err = s.count(ctx, id)
+	case info.Kind == snapshots.KindCommitted && info.Labels[labelBootstrap] == "true":
+		usage.Size += s.cached(ctx, id)
 	}
 	if err != nil {
 		return snapshots.Usage{}, fmt.Errorf("usage of snapshot %s: %w", key, err)
 	}
 	return usage, nil
+}
+
+// usageTimeout is how long a report of usage waits for the daemon.
+const usageTimeout = 2 * time.Second
+
+// cached returns the bytes in the daemon's cache that are counted for a snapshot. A daemon
+// that does not answer is no reason to report nothing of the rest.
+func (s *Snapshotter) cached(ctx context.Context, id string) int64 {
+	r, err := readRecord(s.path(snapshotsDir, id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0 // it was never mounted
+	}
+	var u api.Usage
+	if err == nil {
+		ctx, cancel := context.WithTimeout(ctx, usageTimeout)
+		defer cancel()
+		u, err = s.mounter.Usage(ctx, api.ImageRequest{Image: r.Image, DomainID: r.Domain})
+	}
+	if err != nil {
+		if !absent(err) {
+			s.log.Debug("usage of a lazy image", "image", r.name(), "err", err)
+		}
+		return 0
+	}
+	metadata, blobs := u.Disk, int64(0)
+	for _, b := range u.Blobs {
+		metadata -= b.Disk
+		if s.images.owns(id, "blob "+r.Domain+"/"+b.ID) {
+			blobs += b.Disk
+		}
+	}
+	if !s.images.owns(id, "metadata "+r.key()) {
+		metadata = 0
+	}
+	return blobs + metadata
+}
+
+// owns reports whether something is counted for the snapshot id: the first that asks.
+func (m *images) owns(id, what string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, ok := m.owners[what]; !ok {
+		m.owners[what] = id
+	}
+	return m.owners[what] == id
+}
+
+// disown forgets a snapshot: others count what was counted for it.
+func (m *images) disown(id string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.mounted, id)
+	for what, owner := range m.owners {
+		if owner == id {
+			delete(m.owners, what)
+		}
+	}
 }

@@ -46,7 +46,7 @@ var ours = map[string][]string{
 
 	"internal/api/nydus": {},
 
-	"snapshotter": {},
+	"snapshotter": {"internal/api"},
 
 	"internal/daemon": {
 		"backend", "backend/httpproxy", "backend/localdisk", "backend/localfs", "backend/registry", "backend/s3", "backend/oss", "blobmgr",

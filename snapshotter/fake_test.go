@@ -1,0 +1,224 @@
+package snapshotter
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/erofsd/erofsd/erofs"
+	"github.com/erofsd/erofsd/internal/api"
+	"github.com/erofsd/erofsd/internal/testenv"
+)
+
+// A fakeDaemon mounts bootstraps that are whole file systems, and keeps the rules of the
+// real one: no mount without a binding, no removal of what is bound or mounted.
+type fakeDaemon struct {
+	mu     sync.Mutex
+	bound  map[string]api.BindRequest
+	mounts map[string]string // key by place
+	kept   map[string]bool
+	calls  []string
+	down   error // of every call
+	usage  api.Usage
+}
+
+// newFake returns one whose mounts end with t.
+func newFake(t *testing.T) *fakeDaemon {
+	t.Helper()
+	testenv.Root(t)
+	testenv.Kernel(t, "file-backed erofs", erofs.Supported(t.TempDir()))
+	return &fakeDaemon{bound: map[string]api.BindRequest{}, mounts: map[string]string{}, kept: map[string]bool{}}
+}
+
+func keyOf(domain, image string) string { return domain + "/" + image }
+
+func (d *fakeDaemon) call(name string) error {
+	d.calls = append(d.calls, name)
+	return d.down
+}
+
+func (d *fakeDaemon) setDown(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.down = err
+}
+
+// count is how often something was called.
+func (d *fakeDaemon) count(name string) (n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, c := range d.calls {
+		if c == name {
+			n++
+		}
+	}
+	return n
+}
+
+func (d *fakeDaemon) BindImage(_ context.Context, r api.BindRequest) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.call("bind"); err != nil {
+		return err
+	}
+	if _, err := os.Stat(r.Bootstrap); err != nil {
+		return api.BadRequest(err)
+	}
+	d.bound[keyOf(r.DomainID, r.ID)] = r
+	d.kept[keyOf(r.DomainID, r.ID)] = true
+	return nil
+}
+
+func (d *fakeDaemon) Mount(_ context.Context, r api.MountRequest) (api.Mount, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.call("mount"); err != nil {
+		return api.Mount{}, err
+	}
+	b, ok := d.bound[keyOf(r.DomainID, r.Image)]
+	if !ok {
+		return api.Mount{}, api.NotFound(errors.New("not bound"))
+	}
+	if err := syscall.Mount(b.Bootstrap, r.Mountpoint, "erofs", syscall.MS_RDONLY, ""); err != nil {
+		return api.Mount{}, api.BadRequest(err)
+	}
+	d.mounts[r.Mountpoint] = keyOf(r.DomainID, r.Image)
+	return api.Mount{Mountpoint: r.Mountpoint, ID: r.Image}, nil
+}
+
+func (d *fakeDaemon) Unmount(_ context.Context, r api.UnmountRequest) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.call("unmount"); err != nil {
+		return err
+	}
+	if _, ok := d.mounts[r.Mountpoint]; !ok {
+		return api.NotFound(errors.New("not mounted"))
+	}
+	if err := syscall.Unmount(r.Mountpoint, 0); err != nil {
+		return api.Conflict(err)
+	}
+	delete(d.mounts, r.Mountpoint)
+	return nil
+}
+
+func (d *fakeDaemon) UnbindImage(_ context.Context, r api.ImageRequest) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.call("unbind"); err != nil {
+		return err
+	}
+	key := keyOf(r.DomainID, r.Image)
+	if _, ok := d.bound[key]; !ok {
+		return api.NotFound(errors.New("not bound"))
+	}
+	delete(d.bound, key)
+	return nil
+}
+
+func (d *fakeDaemon) Remove(_ context.Context, r api.RemoveRequest) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.call("remove"); err != nil {
+		return err
+	}
+	key := keyOf(r.DomainID, r.Image)
+	_, bound := d.bound[key]
+	for _, k := range d.mounts {
+		bound = bound || k == key
+	}
+	switch {
+	case bound:
+		return api.Conflict(errors.New("in use"))
+	case !d.kept[key]:
+		return api.NotFound(errors.New("nothing is kept"))
+	}
+	delete(d.kept, key)
+	return nil
+}
+
+func (d *fakeDaemon) Usage(context.Context, api.ImageRequest) (api.Usage, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.usage, d.call("usage")
+}
+
+func (d *fakeDaemon) Status(context.Context) (st api.Status, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for point, key := range d.mounts {
+		_, id, _ := strings.Cut(key, "/")
+		st.Images = append(st.Images, api.Mount{Mountpoint: point, ID: id})
+	}
+	return st, d.call("status")
+}
+
+// empty reports whether it has nothing of any image.
+func (d *fakeDaemon) empty() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.bound)+len(d.mounts)+len(d.kept) == 0
+}
+
+// end unmounts everything.
+func (d *fakeDaemon) end() error {
+	var errs []error
+	for point := range d.mounts {
+		errs = append(errs, syscall.Unmount(point, syscall.MNT_DETACH))
+	}
+	return errors.Join(errs...)
+}
+
+// anywhere is a source without a configuration.
+func anywhere(_ context.Context, reference string) (json.RawMessage, error) {
+	return json.Marshal(reference)
+}
+
+// bootstrapOf makes a file system with a file called hello that says text.
+func bootstrapOf(t *testing.T, text string) []byte {
+	t.Helper()
+	mkfs := testenv.Tool(t, "mkfs.erofs")
+	dir := t.TempDir()
+	src, image := filepath.Join(dir, "src"), filepath.Join(dir, "image")
+	if err := os.Mkdir(src, 0o751); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(src, 5, 6); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(src, "hello"), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(mkfs, "-T0", "-U00000000-0000-0000-0000-000000000000", image, src).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs.erofs: %v\n%s", err, out)
+	}
+	p, err := os.ReadFile(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// order checks that of the first calls of each name.
+func (d *fakeDaemon) order(t *testing.T, names ...string) {
+	t.Helper()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	last := -1
+	for _, name := range names {
+		i := slices.Index(d.calls, name)
+		if i <= last {
+			t.Errorf("calls %q: want %q in this order", d.calls, names)
+			return
+		}
+		last = i
+	}
+}

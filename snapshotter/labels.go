@@ -1,0 +1,82 @@
+package snapshotter
+
+import (
+	"fmt"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+)
+
+// Labels that come with a layer. Those below containerd.io/snapshot/ may also be
+// annotations of the image, written by anybody.
+const (
+	// labelTarget names the layer that is unpacked: its chain id. No container has it.
+	labelTarget = snapshots.LabelSnapshotRef
+
+	labelBlob      = "containerd.io/snapshot/nydus-blob"       // "true": data
+	labelBootstrap = "containerd.io/snapshot/nydus-bootstrap"  // "true": metadata
+	labelVersion   = "containerd.io/snapshot/nydus-fs-version" // of the metadata
+	labelReference = "containerd.io/snapshot/cri.image-ref"    // of the image, from who pulls
+	labelStargz    = "containerd.io/snapshot/remote/stargz.reference"
+	labelVolatile  = "containerd.io/snapshot/overlay.volatile" // the container's files need not survive a crash
+)
+
+// A kind of layer says what Prepare does with it.
+type layerKind int
+
+const (
+	otherLayer     layerKind = iota // containerd unpacks it; or no layer of an image at all
+	dataLayer                       // stays where it is; the daemon fetches what is read
+	bootstrapLayer                  // containerd unpacks it, and the daemon mounts it
+)
+
+// kindOf says what is prepared with these labels. Only a layer that is being unpacked
+// has a target: a pod's annotations can put the other labels on a container's snapshot.
+func kindOf(labels map[string]string) layerKind {
+	switch {
+	case labels[labelTarget] == "":
+		return otherLayer
+	case labels[labelBootstrap] == "true":
+		return bootstrapLayer
+	case labels[labelBlob] == "true":
+		return dataLayer
+	}
+	return otherLayer
+}
+
+// labelsOf returns the labels that options set.
+func labelsOf(opts []snapshots.Opt) (map[string]string, error) {
+	var info snapshots.Info
+	for _, o := range opts {
+		if err := o(&info); err != nil {
+			return nil, err
+		}
+	}
+	return info.Labels, nil
+}
+
+// checkVersion refuses metadata that the kernel cannot mount, before it is fetched.
+func checkVersion(labels map[string]string) error {
+	if v := labels[labelVersion]; v != "" && v != "6" {
+		return fmt.Errorf("the image has RAFS version %.20q and the kernel mounts only 6; convert it again: %w", v, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// kept are the labels of a layer that must be known when it is committed, whatever the
+// client says of it then.
+func kept(prepared map[string]string) snapshots.Opt {
+	return func(info *snapshots.Info) error {
+		for _, name := range []string{labelTarget, labelBootstrap, labelReference, labelStargz} {
+			v, ok := prepared[name]
+			if _, said := info.Labels[name]; !ok || said {
+				continue
+			}
+			if info.Labels == nil {
+				info.Labels = map[string]string{}
+			}
+			info.Labels[name] = v
+		}
+		return nil
+	}
+}

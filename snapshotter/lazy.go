@@ -1,0 +1,226 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync"
+	"syscall"
+
+	"github.com/moby/sys/mountinfo"
+
+	"github.com/erofsd/erofsd/internal/api"
+)
+
+// A lazyLayer is a committed snapshot with a bootstrap.
+type lazyLayer struct {
+	id        string // of the snapshot
+	chainID   string // of the layer; "": not known
+	reference string // that a label names; "": none does
+}
+
+// images is what is known of lazy layers while the process lives.
+type images struct {
+	mu      sync.Mutex              // guards what follows
+	mounted map[string]bool         // by snapshot: mounted since the daemon was started last
+	turns   map[string]*countedTurn // by record.key
+	owners  map[string]string       // by what is counted: the snapshot that it is counted for
+}
+
+// A countedTurn is in the table as long as somebody wants it.
+type countedTurn struct {
+	turn
+	wanted int // guarded by images.mu
+}
+
+func newImages() *images {
+	return &images{mounted: map[string]bool{}, turns: map[string]*countedTurn{}, owners: map[string]string{}}
+}
+
+// take waits until nobody else changes the image called key; give lets the next one do so.
+func (m *images) take(ctx context.Context, key string) (give func(), err error) {
+	m.mu.Lock()
+	t := m.turns[key]
+	if t == nil {
+		t = &countedTurn{turn: make(turn, 1)}
+		m.turns[key] = t
+	}
+	t.wanted++
+	m.mu.Unlock()
+	leave := func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if t.wanted--; t.wanted == 0 {
+			delete(m.turns, key)
+		}
+	}
+	if err := t.turn.take(ctx); err != nil {
+		leave()
+		return nil, err
+	}
+	return func() { t.give(); leave() }, nil
+}
+
+func (m *images) isMounted(id string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.mounted[id]
+}
+
+func (m *images) setMounted(id string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.mounted[id] = true
+}
+
+// forget has every image looked at again before it is used.
+func (m *images) forget() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	clear(m.mounted)
+}
+
+// erofsMagic is statfs(2)'s type of EROFS.
+const erofsMagic = 0xe0f5e1e2
+
+// isEROFS reports whether dir is in an EROFS. It reads nothing of it.
+func isEROFS(dir string) bool {
+	var st syscall.Statfs_t
+	return syscall.Statfs(dir, &st) == nil && uint32(st.Type) == erofsMagic
+}
+
+// point is where the image of a lazy layer is mounted.
+func (s *Snapshotter) point(id string) string { return s.path(snapshotsDir, id, "mnt") }
+
+// mountImage has the image of l mounted and returns the place. Of those who want the same
+// image at the same time one has it done and the others wait for that.
+func (s *Snapshotter) mountImage(ctx context.Context, l lazyLayer) (string, error) {
+	point := s.point(l.id)
+	if s.images.isMounted(l.id) && isEROFS(point) {
+		return point, nil
+	}
+	r, err := s.recordOf(ctx, l)
+	if err != nil {
+		return "", fmt.Errorf("mount the image of snapshot %s: %w", l.id, err)
+	}
+	give, err := s.images.take(ctx, r.key())
+	if err != nil {
+		return "", err
+	}
+	defer give()
+	if s.images.isMounted(l.id) && isEROFS(point) {
+		return point, nil
+	}
+	if err := s.bindAndMount(ctx, l, r); err != nil {
+		return "", fmt.Errorf("mount image %s: %w", r.name(), err)
+	}
+	s.images.setMounted(l.id)
+	s.log.Info("image is mounted and served lazily", "image", r.name(), "snapshot", l.id)
+	return point, nil
+}
+
+// recordOf returns what the daemon knows, or is going to know, the image of l as.
+func (s *Snapshotter) recordOf(ctx context.Context, l lazyLayer) (record, error) {
+	r, err := readRecord(s.path(snapshotsDir, l.id))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return r, err
+	}
+	if err != nil {
+		if r.Image, err = s.bootstrapDigest(l.id); err != nil {
+			return r, err
+		}
+		r.Domain = s.domain(ctx, r.Image)
+	}
+	if l.reference != "" {
+		r.Reference = l.reference
+	}
+	if r.Reference == "" && s.find != nil && l.chainID != "" {
+		if r.Reference, err = s.find(ctx, l.chainID); err != nil {
+			s.log.Warn("ask containerd by which reference an image was pulled", "image", r.Image, "err", err)
+		}
+	}
+	return r, nil
+}
+
+// bindAndMount tells the daemon of the image and has it mounted, unless it is. The caller
+// has the image's turn.
+func (s *Snapshotter) bindAndMount(ctx context.Context, l lazyLayer, r record) error {
+	config, err := s.source(ctx, r.Reference)
+	if err != nil {
+		return err
+	}
+	f, err := s.bootstrap(l.id)
+	if err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil { // its name is what is wanted
+		return err
+	}
+	if old, err := readRecord(s.path(snapshotsDir, l.id)); err != nil || old != r {
+		if err := r.write(s.path(snapshotsDir, l.id)); err != nil {
+			return err
+		}
+	}
+	bound := api.BindRequest{ID: r.Image, DomainID: r.Domain, Bootstrap: f.Name(), Config: config}
+	if err := s.mounter.BindImage(ctx, bound); err != nil {
+		return classified(err)
+	}
+	point := s.point(l.id)
+	there, err := s.served(ctx, r, point)
+	if err != nil || there {
+		return err
+	}
+	if err := detachStale(point); err != nil {
+		return err
+	}
+	if err := os.Mkdir(point, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	_, err = s.mounter.Mount(ctx, api.MountRequest{Mountpoint: point, Image: r.Image, DomainID: r.Domain})
+	return classified(err)
+}
+
+// served reports whether the daemon has the image mounted at point.
+func (s *Snapshotter) served(ctx context.Context, r record, point string) (bool, error) {
+	st, err := s.mounter.Status(ctx)
+	if err != nil {
+		return false, classified(err)
+	}
+	for _, m := range st.Images {
+		if m.Mountpoint == point && !m.Detached {
+			return m.ID == r.Image && isEROFS(point), nil
+		}
+	}
+	return false, nil
+}
+
+// detachStale removes what is mounted at point though the daemon does not serve it: reads of
+// it would fail, or worse. Who uses it keeps it.
+func detachStale(point string) error {
+	mounted, err := mountinfo.Mounted(point)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for err == nil && mounted {
+		if err = syscall.Unmount(point, syscall.MNT_DETACH|unmountNoFollow); err == nil {
+			mounted, err = mountinfo.Mounted(point)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("unmount what nobody serves at %s: %w", point, err)
+	}
+	return nil
+}
+
+// unmountNoFollow is UMOUNT_NOFOLLOW, which package syscall lacks.
+const unmountNoFollow = 0x8
+
+// name is what people call the image.
+func (r record) name() string {
+	if r.Reference == "" {
+		return r.Image
+	}
+	return r.Reference
+}

@@ -1,0 +1,107 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/erofsd/erofsd/internal/api"
+)
+
+// This is the way back of lazy.go, and its order: unmount, then unbind, then remove from the
+// cache. Each step may have been done before a crash.
+
+// detach unmounts the image of a snapshot that does not exist any more, and moves its
+// directory into the trash.
+func (s *Snapshotter) detach(ctx context.Context, id string) error {
+	point := s.point(id)
+	if r, err := readRecord(s.path(snapshotsDir, id)); err == nil {
+		give, err := s.images.take(ctx, r.key()) // nobody mounts it again meanwhile
+		if err != nil {
+			return err
+		}
+		defer give()
+	}
+	err := s.mounter.Unmount(ctx, api.UnmountRequest{Mountpoint: point})
+	if err == nil || absent(err) {
+		err = detachStale(point)
+	}
+	if err != nil {
+		return fmt.Errorf("remove snapshot %s: unmount its image: %w", id, err)
+	}
+	s.images.disown(id)
+	return s.toTrash(id)
+}
+
+// emptyTrash deletes what is in the trash. An image that is used on, by a container that is
+// still running or a pod that is ending, keeps its entry until the next time.
+func (s *Snapshotter) emptyTrash(ctx context.Context) error {
+	entries, err := os.ReadDir(s.path(trashDir))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		place := s.path(trashDir, e.Name())
+		err := s.release(ctx, place)
+		if err == nil {
+			err = errors.Join(emptyDir(ctx, place), os.Remove(place))
+		}
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// release has the daemon forget the image whose record is in the trash, unless another
+// snapshot has it.
+func (s *Snapshotter) release(ctx context.Context, place string) error {
+	r, err := readRecord(place + "/snapshot")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		s.log.Warn("an image that is removed stays in the daemon's cache: nobody knows which it is", "err", err)
+		return nil
+	}
+	give, err := s.images.take(ctx, r.key())
+	if err != nil {
+		return err
+	}
+	defer give()
+	shared, err := s.recorded(r)
+	if err != nil || shared {
+		return err
+	}
+	err = s.mounter.UnbindImage(ctx, api.ImageRequest{Image: r.Image, DomainID: r.Domain})
+	if err == nil || absent(err) {
+		err = s.mounter.Remove(ctx, api.RemoveRequest{Image: r.Image, DomainID: r.Domain})
+	}
+	if err != nil && !absent(err) {
+		return fmt.Errorf("remove image %s from the cache: %w", r.name(), err)
+	}
+	s.log.Info("image is removed", "image", r.name())
+	return nil
+}
+
+// recorded reports whether a snapshot has the image r. The caller has the image's turn, so no
+// other one gets it.
+func (s *Snapshotter) recorded(r record) (bool, error) {
+	entries, err := os.ReadDir(s.path(snapshotsDir))
+	if err != nil {
+		return false, err
+	}
+	for _, e := range entries {
+		other, err := readRecord(s.path(snapshotsDir, e.Name()))
+		if err == nil && other.key() == r.key() {
+			return true, nil
+		}
+	}
+	return false, nil
+}
