@@ -53,6 +53,8 @@ var ours = map[string][]string{
 		"cachefiles", "erofs", "fanotify", "internal/api", "internal/api/nydus", "internal/chunk", "internal/config", "internal/keeper", "internal/kernel",
 	},
 
+	"cmd/containerd-erofsd-grpc": {"snapshotter", "internal/api", "internal/logging"},
+
 	"cmd/erofsd":   {"internal/daemon", "internal/config", "internal/keeper", "internal/logging"},
 	"cmd/erofsctl": {"backend", "backend/localfs", "backend/registry", "convert", "erofs", "fanotify", "cachefiles", "internal/api", "internal/chunk", "internal/daemon", "internal/kernel"},
 }
@@ -73,6 +75,7 @@ var confined = []struct {
 	{"golang.org/x/sys/unix", []string{
 		"cachefiles", "fanotify", "internal/keeper", "internal/kernel", "internal/testenv", "kernel-tests", "erofs/mount.go",
 		"blobmgr/cachefile_linux.go", "internal/daemon", // processes and leases; a person reads it as a whole
+		"cmd/containerd-erofsd-grpc/process.go", // pidfd
 	}},
 	{"github.com/prometheus", []string{
 		"*/metrics.go", "cmd", "internal/daemon",

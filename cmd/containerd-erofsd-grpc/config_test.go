@@ -1,0 +1,109 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/erofsd/erofsd/internal/testenv"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+// shipped is the configuration that comes with the program.
+func shipped(t *testing.T) string {
+	return filepath.Join(testenv.ModuleRoot(t), "configs", "containerd-erofsd.toml")
+}
+
+// TestShipped wants every key there, with its default.
+func TestShipped(t *testing.T) {
+	got, err := loadConfig(shipped(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(defaultConfig(), got); diff != "" {
+		t.Errorf("configuration (-default +shipped):\n%s", diff)
+	}
+	text, err := os.ReadFile(shipped(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tree map[string]any
+	if err := toml.Unmarshal(text, &tree); err != nil {
+		t.Fatal(err)
+	}
+	if n := missingKeys(t, reflect.TypeFor[config](), tree, ""); n < 20 {
+		t.Errorf("only %d keys were looked for", n)
+	}
+}
+
+// TestContainerdSnippets wants containerd to be sent to where the snapshotter is.
+func TestContainerdSnippets(t *testing.T) {
+	for _, name := range []string{"config-v2.toml", "config-v3.toml"} {
+		text, err := os.ReadFile(filepath.Join(testenv.ModuleRoot(t), "configs", "containerd", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var c struct {
+			Plugins map[string]struct {
+				Type, Address string
+				Exports       map[string]string
+			} `toml:"proxy_plugins"`
+		}
+		if err := toml.Unmarshal(text, &c); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		p, want := c.Plugins["erofsd"], defaultConfig()
+		if p.Type != "snapshot" || p.Address != want.Address || p.Exports != nil && p.Exports["root"] != want.Root {
+			t.Errorf("%s: %+v, want %s and %s", name, p, want.Address, want.Root)
+		}
+	}
+}
+
+// missingKeys reports the keys of s that tree does not have and returns how many it looked for.
+func missingKeys(t *testing.T, s reflect.Type, tree map[string]any, at string) (n int) {
+	for i := range s.NumField() {
+		key := s.Field(i).Tag.Get("toml")
+		v, ok := tree[key]
+		if !ok {
+			t.Errorf("configs/containerd-erofsd.toml does not have %s%s", at, key)
+		}
+		n++
+		if s.Field(i).Type.Kind() == reflect.Struct {
+			inner, _ := v.(map[string]any)
+			n += missingKeys(t, s.Field(i).Type, inner, at+key+".")
+		}
+	}
+	return n
+}
+
+// TestBadConfig names what is wrong, all of it.
+func TestBadConfig(t *testing.T) {
+	for text, wants := range map[string][]string{
+		"rot = \"/x\"\n[daemon]\nmod = 1": {"rot", "mod"},
+		"root = 5":                        {"root"},
+		"root = \"relative\"\naddress = \"/" + strings.Repeat("x", 107) + "\"\n[daemon]\nmode = \"perhaps\"\n[images]\nshare = \"some\"\n[backend]\ncredentials = \"mine\"": {
+			"root: ", "address: ", "daemon.mode", "images.share", "backend.credentials",
+		},
+	} {
+		name := filepath.Join(t.TempDir(), "c.toml")
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := loadConfig(name)
+		if err == nil {
+			t.Errorf("%q is accepted", text)
+			continue
+		}
+		for _, want := range append(wants, name) {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("the error does not name %q:\n%v", want, err)
+			}
+		}
+	}
+}

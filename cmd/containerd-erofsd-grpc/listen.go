@@ -1,0 +1,101 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/contrib/snapshotservice"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"google.golang.org/grpc"
+)
+
+// A server is the gRPC service at a socket.
+type server struct {
+	grpc     *grpc.Server
+	listener net.Listener
+}
+
+// listen opens the socket, for root alone. One that nobody answers at is left over and
+// replaced; anything else at its place is an error.
+func listen(address string, sn snapshots.Snapshotter) (*server, error) {
+	if err := os.MkdirAll(filepath.Dir(address), 0o700); err != nil {
+		return nil, fmt.Errorf("listen at %s: %w", address, err)
+	}
+	if err := removeStale(address); err != nil {
+		return nil, fmt.Errorf("listen at %s: %w", address, err)
+	}
+	l, err := net.Listen("unix", address)
+	if err != nil {
+		return nil, fmt.Errorf("listen at %s: %w", address, err)
+	}
+	if err := os.Chmod(address, 0o600); err != nil {
+		return nil, errors.Join(fmt.Errorf("listen at %s: %w", address, err), l.Close())
+	}
+	s := &server{grpc: grpc.NewServer(), listener: l}
+	snapshotsapi.RegisterSnapshotsServer(s.grpc, snapshotservice.FromSnapshotter(sn))
+	return s, nil
+}
+
+func removeStale(address string) error {
+	st, err := os.Lstat(address)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if st.Mode()&os.ModeSocket == 0 {
+		return errors.New("there is something that is no socket; remove it or choose another address")
+	}
+	if c, err := net.DialTimeout("unix", address, time.Second); err == nil {
+		c.Close()
+		return errors.New("another snapshotter answers there; stop it or choose another address")
+	}
+	return os.Remove(address)
+}
+
+// endTime is how long calls that are under way may go on after the end was asked for.
+const endTime = 10 * time.Second
+
+// serve answers until ctx ends, and then what is under way.
+func (s *server) serve(ctx context.Context) error {
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		force := time.AfterFunc(endTime, s.grpc.Stop)
+		defer force.Stop()
+		s.grpc.GracefulStop()
+	})
+	err := s.grpc.Serve(s.listener)
+	if !stop() {
+		<-stopped
+	}
+	if err != nil && ctx.Err() == nil {
+		return fmt.Errorf("serve containerd: %w", err)
+	}
+	return nil
+}
+
+// notify tells the service manager, if there is one (sd_notify(3)).
+func notify(state string) error {
+	socket := os.Getenv("NOTIFY_SOCKET")
+	if socket == "" {
+		return nil
+	}
+	if rest, abstract := strings.CutPrefix(socket, "@"); abstract {
+		socket = "\x00" + rest
+	}
+	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: socket, Net: "unixgram"})
+	if err != nil {
+		return err
+	}
+	_, err = c.Write([]byte(state))
+	return errors.Join(err, c.Close())
+}

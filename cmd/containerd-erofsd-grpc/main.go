@@ -1,0 +1,125 @@
+// Command containerd-erofsd-grpc is a snapshotter for containerd, which runs it as a proxy
+// plugin: it serves lazy images, which erofsd mounts, and ordinary ones.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	containerdlog "github.com/containerd/log"
+	"github.com/spf13/pflag"
+
+	"github.com/erofsd/erofsd/internal/logging"
+	"github.com/erofsd/erofsd/snapshotter"
+)
+
+// logTime is how long the end waits for the log's last records.
+const logTime = 2 * time.Second
+
+func main() {
+	err := run(os.Args[1:], os.Stdout)
+	if err != nil && !errors.Is(err, pflag.ErrHelp) {
+		fmt.Fprintln(os.Stderr, "containerd-erofsd-grpc:", err)
+		os.Exit(1)
+	}
+}
+
+// run does what a command line says.
+func run(args []string, out io.Writer) (err error) {
+	flags := pflag.NewFlagSet("containerd-erofsd-grpc", pflag.ContinueOnError)
+	file := flags.String("config", "", "configuration `FILE`, TOML; without it everything has its default")
+	check := flags.Bool("check", false, "only say whether the configuration is right")
+	version := flags.BoolP("version", "V", false, "print the version")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	switch {
+	case *version:
+		_, err := fmt.Fprintln(out, "containerd-erofsd-grpc", buildVersion())
+		return err
+	case flags.NArg() > 0:
+		return fmt.Errorf("unexpected argument %q; see --help", flags.Arg(0))
+	}
+	c, err := loadConfig(*file)
+	if err != nil || *check {
+		return err
+	}
+	syscall.Umask(0o077) // sockets and snapshots are for root alone, from their first moment
+	log, err := logging.New(logging.Options{Level: c.Log.Level, Format: c.Log.Format})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.Background(), logTime)
+		defer cancel()
+		err = errors.Join(err, log.Close(ctx))
+	}()
+	slog.SetDefault(log.Logger)
+	containerdlog.UseSlog()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	return serve(ctx, c, log.Logger)
+}
+
+// serve is the snapshotter until ctx ends. It answers containerd before the daemon is
+// there: only who wants a lazy image has to wait for that.
+func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
+	d := newDaemon(c.Daemon, log)
+	defer d.close()
+	source, err := c.Backend.source()
+	if err != nil {
+		return err
+	}
+	opts := []snapshotter.Opt{
+		snapshotter.WithLogger(log), snapshotter.WithScope(c.Images.Share), snapshotter.WithOverlayOptions(c.Snapshots.OverlayOptions...),
+	}
+	if c.Containerd.Address != "" {
+		f, err := newFinder(c.Containerd.Address)
+		if err != nil {
+			return err
+		}
+		defer f.close()
+		opts = append(opts, snapshotter.WithFinder(f.find))
+	}
+	sn, err := snapshotter.New(c.Root, d, source, opts...)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, sn.Close()) }()
+	server, err := listen(c.Address, sn)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		d.watch(ctx, sn.Recover)
+	}()
+	log.Info("serves containerd", "address", c.Address, "root", c.Root, "version", buildVersion())
+	if err := notify("READY=1"); err != nil {
+		log.Warn("tell the service manager", "err", err)
+	}
+	err = server.serve(ctx)
+	cancel()
+	<-watched
+	log.Info("ends; the daemon and what it has mounted stay")
+	return err
+}
+
+// buildVersion is the version that the binary was built from.
+func buildVersion() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		return info.Main.Version
+	}
+	return "unknown"
+}

@@ -1,0 +1,128 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/erofsd/erofsd/snapshotter"
+)
+
+// object is a part of one of nydus's configurations.
+type object = map[string]any
+
+// source says where the data of images come from: from the registry that each was pulled
+// from, or where a template says.
+func (c backendConfig) source() (snapshotter.Source, error) {
+	template := object{}
+	if c.Template != "" {
+		text, err := os.ReadFile(c.Template)
+		if err != nil {
+			return nil, fmt.Errorf("read backend.template: %w", err)
+		}
+		if err := json.Unmarshal(text, &template); err != nil {
+			return nil, fmt.Errorf("read backend.template %s: %w", c.Template, err)
+		}
+		if kind := backendType(template); kind == "" {
+			return nil, fmt.Errorf("read backend.template %s: want nydus's JSON with device.backend.type, or version 2 with backend.type", c.Template)
+		} else if kind != "registry" {
+			return func(context.Context, string) (json.RawMessage, error) { return text, nil }, nil
+		}
+	}
+	return func(_ context.Context, reference string) (json.RawMessage, error) {
+		host, repo, err := splitReference(reference)
+		if err != nil {
+			return nil, err
+		}
+		return json.Marshal(c.registry(template, host, repo))
+	}, nil
+}
+
+// backendType is what a template's data come from.
+func backendType(template object) string {
+	t, _ := backendOf(template)["type"].(string)
+	return t
+}
+
+// backendOf is the table of the backend in either version of nydus's configuration.
+func backendOf(template object) object {
+	if device, ok := template["device"].(object); ok {
+		template = device
+	}
+	b, _ := template["backend"].(object)
+	return b
+}
+
+// registry is the configuration of an image in a registry; what a template says of it
+// stays.
+func (c backendConfig) registry(template object, host, repo string) object {
+	keys := object{"host": host, "repo": repo, "scheme": "https"}
+	if slices.Contains(c.PlainHTTP, host) {
+		keys["scheme"] = "http"
+	}
+	for name, v := range map[string]any{"credentials": c.Credentials, "hosts_dir": c.HostsDir} {
+		if v != "" {
+			keys[name] = v
+		}
+	}
+	if c.SkipVerify {
+		keys["skip_verify"] = true
+	}
+	if len(c.CAFiles) > 0 {
+		keys["ca_cert_files"] = c.CAFiles
+	}
+	old := backendOf(template)
+	for _, table := range []string{"registry", "config"} { // version 2, version 1
+		said, _ := old[table].(object)
+		for name, v := range said {
+			if name != "host" && name != "repo" {
+				keys[name] = v
+			}
+		}
+	}
+	return object{"version": 2, "backend": object{"type": "registry", "registry": keys}, "cache": cacheOf(template)}
+}
+
+// cacheOf is the template's prefetching, in version 2.
+func cacheOf(template object) object {
+	cache := object{}
+	if c, ok := template["cache"].(object); ok && template["device"] == nil {
+		maps.Copy(cache, c)
+	}
+	if p, ok := template["fs_prefetch"].(object); ok {
+		v2 := object{}
+		for old, name := range map[string]string{
+			"enable": "enable", "threads_count": "threads", "merging_size": "batch_size", "bandwidth_rate": "bandwidth_limit", "prefetch_all": "prefetch_all",
+		} {
+			if v, ok := p[old]; ok {
+				v2[name] = v
+			}
+		}
+		cache["prefetch"] = v2
+	}
+	return cache
+}
+
+// splitReference returns the host and the repository of an image's reference.
+func splitReference(reference string) (host, repo string, err error) {
+	if reference == "" {
+		return "", "", fmt.Errorf("nobody knows by which reference the image was pulled: let containerd tell (disable_snapshot_annotations = false), "+
+			"set containerd.address in the snapshotter's configuration, or a backend.template that is no registry: %w", errdefs.ErrFailedPrecondition)
+	}
+	name, _, _ := strings.Cut(reference, "@")
+	host, repo, ok := strings.Cut(name, "/")
+	if i := strings.LastIndex(repo, ":"); i >= 0 {
+		repo = repo[:i]
+	}
+	if !ok || host == "" || repo == "" || strings.ContainsAny(name, " \t\n?#%\\") {
+		return "", "", errors.Join(fmt.Errorf("image reference %.200q is not host/repository", reference), errdefs.ErrFailedPrecondition)
+	}
+	return host, repo, nil
+}
