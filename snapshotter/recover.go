@@ -22,6 +22,20 @@ func (s *Snapshotter) Recover() {
 	}
 }
 
+// Abandon unmounts all images, because their daemon is gone and no other one can begin as
+// long as they are mounted. Containers keep what they have, and get errors for what is not
+// in memory; new ones wait for the next daemon.
+func (s *Snapshotter) Abandon() error {
+	s.images.forget()
+	layers, err := s.mountedLayers()
+	errs := []error{err}
+	for _, l := range layers {
+		s.log.Warn("image is unmounted: nobody serves it", "image", l.reference, "snapshot", l.id)
+		errs = append(errs, detachStale(s.point(l.id)))
+	}
+	return errors.Join(errs...)
+}
+
 // Pauses before images that could not be recovered are tried again.
 const (
 	recoverPause    = 500 * time.Millisecond

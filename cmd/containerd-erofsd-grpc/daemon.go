@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -46,10 +47,11 @@ func newDaemon(c daemonConfig, log *slog.Logger) *daemon {
 const (
 	askTime      = 5 * time.Second  // for an answer to the question who it is
 	startTime    = 30 * time.Second // until one that was started answers
-	graceTime    = 3 * time.Second  // until a keeper has started its next worker
+	graceTime    = 3 * time.Second  // until a keeper has started the next worker
+	lostTime     = 10 * time.Second // without an answer, until it is taken for dead with its keeper
 	askPause     = 20 * time.Millisecond
 	restartPause = 200 * time.Millisecond // before another start; it doubles
-	restartMax   = 30 * time.Second       // up to this
+	restartMax   = 5 * time.Second        // up to this
 	longLife     = time.Minute            // of a daemon, after which the pause is the shortest again
 	patience     = 30 * time.Second       // of who wants an image while there is no daemon
 )
@@ -82,48 +84,72 @@ func (d *daemon) await(ctx context.Context) error {
 	}
 }
 
-// watch sees to it that there is a daemon until ctx ends, and calls started each time that
-// there is another one.
-func (d *daemon) watch(ctx context.Context, started func()) {
-	for pause := restartPause; ctx.Err() == nil; {
-		p, err := d.reach(ctx)
-		if err != nil {
-			if ctx.Err() != nil {
-				return
-			}
-			d.log.Error("there is no daemon; lazy images cannot be started", "err", err, "again_in", pause)
-			d.mu.Lock()
-			d.why = err
-			d.mu.Unlock()
-			wait(ctx, pause)
-			pause = min(2*pause, restartMax)
-			continue
-		}
-		born := time.Now()
-		d.mu.Lock()
-		close(d.up)
-		d.mu.Unlock()
-		started()
-		d.log.Info("erofsd answers", "socket", d.c.Socket, "pid", p.pid)
-		err = p.wait(ctx)
-		p.close()
-		d.mu.Lock()
-		d.up, d.why = make(chan struct{}), nil
-		d.mu.Unlock()
-		if ctx.Err() != nil {
-			return
-		}
-		d.log.Warn("erofsd's process has ended", "pid", p.pid, "err", err)
-		if time.Since(born) > longLife {
-			pause = restartPause
+// A vigil is what watch remembers.
+type vigil struct {
+	grace  time.Duration // for a keeper; none before one was seen
+	pause  time.Duration // before the next attempt
+	silent time.Time     // when one answered last
+}
+
+// watch sees to it that there is a daemon until ctx ends. It calls started each time that
+// there is another one, and lost when there is none and none can be started.
+func (d *daemon) watch(ctx context.Context, started func(), lost func() error) {
+	v := vigil{pause: restartPause, silent: time.Now()}
+	for ctx.Err() == nil {
+		p, err := d.reach(ctx, v.grace)
+		switch {
+		case err == nil:
+			d.accompany(ctx, &v, p, started)
+		case ctx.Err() == nil:
+			d.miss(ctx, &v, err, lost)
 		}
 	}
 }
 
-// reach returns the process of the daemon that answers. One that does not answer for a
-// moment may have a keeper, which is faster than we are; else it is started.
-func (d *daemon) reach(ctx context.Context) (*process, error) {
-	p, err := d.answer(ctx, graceTime)
+// accompany waits for the end of the daemon that answers.
+func (d *daemon) accompany(ctx context.Context, v *vigil, p *process, started func()) {
+	defer p.close()
+	born := time.Now()
+	d.mu.Lock()
+	close(d.up)
+	d.mu.Unlock()
+	started()
+	d.log.Info("erofsd answers", "socket", d.c.Socket, "pid", p.pid)
+	err := p.wait(ctx)
+	d.mu.Lock()
+	d.up, d.why = make(chan struct{}), nil
+	d.mu.Unlock()
+	if ctx.Err() != nil {
+		return
+	}
+	d.log.Warn("erofsd's process has ended", "pid", p.pid, "err", err)
+	v.silent, v.grace = time.Now(), graceTime
+	if v.silent.Sub(born) > longLife {
+		v.pause = restartPause
+	}
+}
+
+// miss waits before the next attempt to reach a daemon.
+func (d *daemon) miss(ctx context.Context, v *vigil, why error, lost func() error) {
+	d.mu.Lock()
+	d.why = why
+	d.mu.Unlock()
+	d.log.Error("there is no daemon; lazy images cannot be started", "err", why, "again_in", v.pause)
+	pause := v.pause
+	v.pause = min(2*v.pause, restartMax)
+	if d.c.Mode == modeStart && time.Since(v.silent) > lostTime && d.nobodyListens() {
+		if err := lost(); err != nil {
+			d.log.Warn("unmount the images of a daemon that is gone", "err", err)
+		}
+		pause = restartPause // it may be that which kept another one from starting
+	}
+	wait(ctx, pause)
+}
+
+// reach returns the process of the daemon that answers. One that has ended may have a
+// keeper, which is faster than we are; after that grace it is started.
+func (d *daemon) reach(ctx context.Context, grace time.Duration) (*process, error) {
+	p, err := d.answer(ctx, grace)
 	if err == nil || d.c.Mode != modeStart || ctx.Err() != nil {
 		return p, err
 	}
@@ -133,9 +159,20 @@ func (d *daemon) reach(ctx context.Context) (*process, error) {
 	return d.answer(ctx, startTime)
 }
 
-// answer asks the daemon who it is until it says that, or the child has ended.
+// nobodyListens reports whether there is no daemon, not even one that is too busy to answer.
+func (d *daemon) nobodyListens() bool {
+	c, err := net.DialTimeout("unix", d.c.Socket, askTime)
+	if err == nil {
+		c.Close()
+		return false
+	}
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, os.ErrNotExist)
+}
+
+// answer asks the daemon who it is until it says that, the child has ended, or the time is
+// over; it asks once at least.
 func (d *daemon) answer(ctx context.Context, most time.Duration) (*process, error) {
-	ctx, cancel := context.WithTimeout(ctx, most)
+	enough, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
 	for {
 		p, err := d.identify(ctx)
@@ -145,7 +182,7 @@ func (d *daemon) answer(ctx context.Context, most time.Duration) (*process, erro
 		if c := d.started(); c != nil && c.hasEnded() {
 			return nil, fmt.Errorf("erofsd has ended: %w", cmp.Or(c.err, err))
 		}
-		if !wait(ctx, askPause) {
+		if !wait(enough, askPause) {
 			return nil, err
 		}
 	}

@@ -103,7 +103,7 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
-		d.watch(ctx, sn.Recover)
+		d.watch(ctx, sn.Recover, sn.Abandon)
 	}()
 	log.Info("serves containerd", "address", c.Address, "root", c.Root, "version", buildVersion())
 	if err := notify("READY=1"); err != nil {
