@@ -45,6 +45,8 @@ var (
 	Squid          = Tool{"/usr/sbin/squid", "squid"} // ordinary users' PATH lacks it
 	Sgdisk         = Tool{"/usr/sbin/sgdisk", "gdisk"}
 	Systemd        = Tool{"/usr/lib/systemd/systemd", "systemd"} // its program alone changes nothing
+	Containerd     = Tool{"containerd", "containerd"}
+	Runc           = Tool{"/usr/sbin/runc", "runc"}
 )
 
 // ErrMissing is what every error of Ensure is.

@@ -21,7 +21,7 @@ const patience = 20 * time.Second
 // A Process is a server that can be started again at the same address. The test
 // fails when it does not answer, with its output.
 type Process struct {
-	Addr string // host:port
+	Addr string // host:port, or the path of a socket
 
 	argv   []string
 	ready  func(ctx context.Context) bool
@@ -112,9 +112,14 @@ func FreeAddr(t testing.TB) string {
 }
 
 // connects is ready when addr takes connections.
-func connects(addr string) func(context.Context) bool {
+func connects(addr string) func(context.Context) bool { return dials("tcp", addr) }
+
+// listens is ready when a unix socket takes connections.
+func listens(socket string) func(context.Context) bool { return dials("unix", socket) }
+
+func dials(network, addr string) func(context.Context) bool {
 	return func(ctx context.Context) bool {
-		c, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+		c, err := new(net.Dialer).DialContext(ctx, network, addr)
 		if err != nil {
 			return false
 		}

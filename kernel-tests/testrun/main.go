@@ -23,7 +23,7 @@ import (
 )
 
 // racy are the packages whose tests are worth another run with the race detector.
-var racy = []string{"./backend/...", "./blobmgr/...", "./cachefiles/...", "./fanotify/...", "./convert/...", "./internal/api/...", "./internal/daemon/...", "./internal/logging/...", "./kernel-tests/link"}
+var racy = []string{"./backend/...", "./blobmgr/...", "./cachefiles/...", "./fanotify/...", "./convert/...", "./internal/api/...", "./internal/daemon/...", "./internal/logging/...", "./snapshotter", "./kernel-tests/link"}
 
 func main() {
 	fuzzTime := flag.Duration("fuzz", 30*time.Second, "`time` for every fuzz target; 0: none")
@@ -44,7 +44,7 @@ func run(ctx context.Context, packages string, rows []string, tests bool, fuzzTi
 	ctx, stop := context.WithCancel(ctx)
 	s := newSummary(os.Stdout)
 	err = debian.Ensure(ctx, s.note, debian.MkfsErofs, debian.FsckErofs, debian.MkfsExt4, debian.Tar, debian.Zstd, debian.Cpio, debian.Mmdebstrap,
-		debian.DockerRegistry, debian.Squid, debian.Sgdisk, debian.Systemd, debian.QemuDisks)
+		debian.DockerRegistry, debian.Squid, debian.Sgdisk, debian.Systemd, debian.QemuDisks, debian.Containerd, debian.Runc)
 	if err != nil {
 		s.note(err.Error() + "; tests that need them are skipped")
 	}

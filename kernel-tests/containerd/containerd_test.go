@@ -1,0 +1,284 @@
+package containerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+
+	"github.com/erofsd/erofsd/internal/testenv"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+// TestContainerd runs everything over one set of images.
+func TestContainerd(t *testing.T) {
+	w := newWorld(t)
+	t.Run("life", w.life)
+	t.Run("unlabelled", w.unlabelled)
+	t.Run("killed", w.killed)
+	t.Run("dead", w.dead)
+}
+
+// check runs a container of an image to its end.
+func (n *node) check(ctx context.Context, t *testing.T, image client.Image, id string) {
+	t.Helper()
+	c, err := n.run(ctx, image, id, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := c.finish(ctx); err != nil || got != n.w.want {
+		t.Errorf("container %s printed %q, %v; want %q", id, got, err, n.w.want)
+	}
+}
+
+// life pulls images, runs containers of them and removes everything: lazy and ordinary ones,
+// in two namespaces, two that share data, many containers of one, one whose image is removed.
+func (w *world) life(t *testing.T) {
+	n := w.start(t)
+	a, b := in(t, "a"), in(t, "b")
+	image := n.pull(a, t, w.lazy, false)
+	if n.dataPulled(a, t, image) {
+		t.Error("the layer with data was pulled")
+	}
+	var all sync.WaitGroup
+	for i := range 10 {
+		all.Go(func() {
+			c, err := n.run(a, image, fmt.Sprint("many-", i), false)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if got, err := c.finish(a); err != nil || got != w.want {
+				t.Errorf("container %d printed %q, %v", i, got, err)
+			}
+		})
+	}
+	all.Wait()
+	st, err := n.daemon.Status(a)
+	if err != nil || len(st.Images) != 1 {
+		t.Errorf("%d images are mounted for all containers, %v", len(st.Images), err)
+	}
+	if u := n.usage(a, t, image); u < 8_000_000 {
+		t.Errorf("usage of the image that was read is %d", u)
+	}
+
+	again := n.pull(b, t, w.lazy, false)
+	n.check(b, t, again, "other-namespace")
+	other := n.pull(a, t, w.other, false)
+	n.check(a, t, other, "shares-data")
+	plain := n.pull(a, t, w.plain, false)
+	n.check(a, t, plain, "ordinary")
+
+	last, err := n.run(a, image, "outlives-its-image", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.remove(a, t, w.lazy, w.other, w.plain)
+	n.remove(b, t, w.lazy)
+	if got, err := last.finish(a); err != nil || got != "waits\n"+w.want {
+		t.Errorf("the container whose image was removed printed %q, %v", got, err)
+	}
+	n.collect(a, t)
+	n.empty(a, t)
+
+	image = n.pull(a, t, w.lazy, false) // once more
+	n.check(a, t, image, "again")
+	n.remove(a, t, w.lazy)
+	n.empty(a, t)
+}
+
+// unlabelled pulls as clients do that tell the snapshotter nothing but what the image says:
+// containerd is asked.
+func (w *world) unlabelled(t *testing.T) {
+	n := w.start(t)
+	ctx := in(t, "default")
+	n.check(ctx, t, n.pull(ctx, t, w.lazy, true), "unlabelled")
+	n.remove(ctx, t, w.lazy)
+	n.empty(ctx, t)
+}
+
+// killed kills snapshotter, containerd and daemon while a container runs that has read
+// nothing yet, and starts them again.
+func (w *world) killed(t *testing.T) {
+	n := w.start(t)
+	ctx := in(t, "default")
+	image := n.pull(ctx, t, w.lazy, false)
+	c, err := n.run(ctx, image, "survives", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-c.output.lines
+	n.snapshotter.Kill()
+	n.snapshotter.Start(t)
+	n.reconnected(ctx, t)
+	n.check(ctx, t, image, "after-snapshotter")
+	if err := syscall.Kill(n.worker(ctx, t), syscall.SIGKILL); err != nil { // its keeper starts another
+		t.Fatal(err)
+	}
+	n.check(ctx, t, image, "after-daemon")
+	n.snapshotter.Kill()
+	if got, err := c.finish(ctx); err != nil || got != "waits\n"+w.want {
+		t.Errorf("the container printed %q, %v", got, err)
+	}
+	n.snapshotter.Start(t)
+	n.containerd.Kill()
+	n.containerd.Start(t)
+	n.reconnected(ctx, t)
+	n.killDaemon(ctx, t)
+	n.check(ctx, t, image, "after-all-of-the-daemon")
+	n.remove(ctx, t, w.lazy)
+	n.collect(ctx, t)
+	n.empty(ctx, t)
+}
+
+// dead kills the daemon with its keeper while an image is mounted of which nothing has been
+// read: a guard answers for what is mounted, and keeps the next daemon from starting until
+// that is not so any more.
+func (w *world) dead(t *testing.T) {
+	n := w.start(t)
+	ctx := in(t, "default")
+	image := n.pull(ctx, t, w.lazy, false)
+	c, err := n.run(ctx, image, "reads-nothing", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-c.output.lines
+	if _, err := c.task.Delete(ctx, client.WithProcessKill); err != nil {
+		t.Error(err)
+	}
+	c.input.Close()
+	if err := c.Delete(ctx, client.WithSnapshotCleanup); err != nil {
+		t.Error(err)
+	}
+	worker := n.worker(ctx, t)
+	n.killDaemon(ctx, t)
+	n.await(t, "another daemon is started", func() error {
+		if n.worker(ctx, t) == worker {
+			return errors.New("it is the old one")
+		}
+		return nil
+	})
+	n.check(ctx, t, image, "after-the-daemon")
+	n.remove(ctx, t, w.lazy)
+	n.empty(ctx, t)
+}
+
+// dataPulled reports whether containerd has a layer of the image with data.
+func (n *node) dataPulled(ctx context.Context, t *testing.T, image client.Image) bool {
+	t.Helper()
+	m, err := images.Manifest(ctx, n.ContentStore(), image.Target(), image.Platform())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range m.Layers {
+		_, err := n.ContentStore().Info(ctx, l.Digest)
+		if l.Annotations["containerd.io/snapshot/nydus-blob"] == "true" && err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// usage is what the snapshots of an image take.
+func (n *node) usage(ctx context.Context, t *testing.T, image client.Image) (sum int64) {
+	t.Helper()
+	diffs, err := image.RootFS(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range identity.ChainIDs(append([]digest.Digest{}, diffs...)) {
+		u, err := n.SnapshotService(snapshotterName).Usage(ctx, id.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum += u.Size
+	}
+	return sum
+}
+
+// collect has containerd collect its garbage: it does so when something is removed.
+func (n *node) collect(ctx context.Context, t *testing.T) {
+	t.Helper()
+	l, err := n.LeasesService().Create(ctx)
+	if err == nil {
+		err = n.LeasesService().Delete(ctx, l, leases.SynchronousDelete)
+	}
+	if err != nil {
+		t.Errorf("collect garbage: %v", err)
+	}
+}
+
+// worker is the daemon's process that does the work, when there is one.
+func (n *node) worker(ctx context.Context, t *testing.T) (pid int) {
+	t.Helper()
+	n.await(t, "the daemon answers", func() error {
+		v, err := n.daemon.Version(ctx)
+		pid = v.PID
+		return err
+	})
+	return pid
+}
+
+// killDaemon kills the daemon with its keeper.
+func (n *node) killDaemon(ctx context.Context, t *testing.T) {
+	t.Helper()
+	worker := n.worker(ctx, t)
+	keeper, err := parentOf(worker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pid := range []int{keeper, worker} {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// stopDaemon ends the daemon with its keeper.
+func (n *node) stopDaemon() error {
+	defer n.daemon.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), bound)
+	defer cancel()
+	v, err := n.daemon.Version(ctx)
+	if err != nil {
+		return nil // there is none
+	}
+	keeper, err := parentOf(v.PID)
+	if err != nil {
+		return err
+	}
+	if err := syscall.Kill(keeper, syscall.SIGTERM); err != nil {
+		return err
+	}
+	for syscall.Kill(keeper, 0) == nil {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("erofsd (process %d) does not end", keeper)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+// parentOf is the parent of a process.
+func parentOf(pid int) (parent int, err error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	var name string
+	var state byte
+	_, err = fmt.Sscanf(string(stat), "%d %s %c %d", &pid, &name, &state, &parent)
+	return parent, err
+}

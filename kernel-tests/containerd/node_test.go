@@ -1,0 +1,304 @@
+package containerd
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/api/types/runc/options"
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/cio"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/pkg/oci"
+	"github.com/containerd/containerd/v2/pkg/snapshotters"
+	"github.com/moby/sys/mountinfo"
+
+	"github.com/erofsd/erofsd/internal/api"
+	"github.com/erofsd/erofsd/kernel-tests/services"
+)
+
+// bound is how long anything may take.
+const bound = 2 * time.Minute
+
+const snapshotterName = "erofsd"
+
+// A node is a machine with containerd, the snapshotter and the daemon.
+type node struct {
+	*client.Client
+	w           *world
+	dir         string
+	containerd  *services.Process
+	snapshotter *services.Process
+	daemon      *api.Client
+}
+
+// start starts a node with nothing on it, which ends with t and must then have nothing left.
+func (w *world) start(t *testing.T) *node {
+	t.Helper()
+	dir, err := os.MkdirTemp(w.dir, "n-*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &node{w: w, dir: dir, daemon: api.NewClient(filepath.Join(dir, "e.sock"))}
+	replace := strings.NewReplacer("DIR", dir, "REGISTRY", w.addr)
+	for name, text := range map[string]string{"containerd.toml": containerdConfig, "snapshotter.toml": snapshotterConfig} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(replace.Replace(text)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() { n.endDaemon(t) })
+	n.snapshotter = services.SnapshotterProcess(t, filepath.Join(w.bin, "containerd-erofsd-grpc"),
+		filepath.Join(dir, "snapshotter.toml"), filepath.Join(dir, "s.sock"))
+	n.containerd = services.ContainerdProcess(t, filepath.Join(dir, "containerd.toml"), filepath.Join(dir, "c.sock"))
+	if n.Client, err = client.New(filepath.Join(dir, "c.sock")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { n.end(t) })
+	return n
+}
+
+const containerdConfig = `
+version = 2
+root = "DIR/c-root"
+state = "DIR/c-state"
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.aufs"]
+[grpc]
+address = "DIR/c.sock"
+[proxy_plugins.erofsd]
+type = "snapshot"
+address = "DIR/s.sock"
+`
+
+const snapshotterConfig = `
+root = "DIR/snapshots"
+address = "DIR/s.sock"
+[log]
+level = "debug"
+[daemon]
+socket = "DIR/e.sock"
+root = "DIR/cache"
+args = ["--rlimit-nofile", "0", "--no-completion"]
+[containerd]
+address = "DIR/c.sock"
+[backend]
+plain_http = ["REGISTRY"]
+`
+
+// end ends containerd and the snapshotter, in order.
+func (n *node) end(t *testing.T) {
+	if t.Failed() {
+		n.clear(t)
+	}
+	if err := n.Client.Close(); err != nil {
+		t.Error(err)
+	}
+	for _, p := range []*services.Process{n.containerd, n.snapshotter} {
+		p.Stop()
+		if t.Failed() {
+			t.Logf("the log:\n%s", tail(p.Log()))
+		}
+	}
+}
+
+// endDaemon ends the daemon, which outlives the snapshotter; then nothing is mounted.
+func (n *node) endDaemon(t *testing.T) {
+	if err := n.stopDaemon(); err != nil {
+		t.Error(err)
+	}
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(n.dir))
+	if err != nil || len(mounts) > 0 {
+		t.Errorf("%d mounts are left: %v", len(mounts), err)
+	}
+	for _, m := range mounts {
+		t.Logf("%s at %s", m.FSType, m.Mountpoint)
+	}
+}
+
+// clear removes the containers that a failed test has left.
+func (n *node) clear(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), bound)
+	defer cancel()
+	for _, name := range []string{"a", "b", "default"} {
+		ctx := namespaces.WithNamespace(ctx, name)
+		list, err := n.Containers(ctx)
+		if err != nil {
+			t.Log(err)
+		}
+		for _, c := range list {
+			if task, err := c.Task(ctx, nil); err == nil {
+				if _, err := task.Delete(ctx, client.WithProcessKill); err != nil {
+					t.Log(err)
+				}
+			}
+			if err := c.Delete(ctx, client.WithSnapshotCleanup); err != nil {
+				t.Log(err)
+			}
+		}
+	}
+}
+
+// reconnected waits until containerd talks to the snapshotter again: its client waits up to
+// some seconds before it tries a connection again.
+func (n *node) reconnected(ctx context.Context, t *testing.T) {
+	t.Helper()
+	n.await(t, "containerd reaches the snapshotter", func() error {
+		return n.SnapshotService(snapshotterName).Walk(ctx, func(context.Context, snapshots.Info) error { return nil })
+	})
+}
+
+// pull pulls an image as nerdctl and Kubernetes do; with plain as ctr, whose labels say
+// nothing of it.
+func (n *node) pull(ctx context.Context, t *testing.T, reference string, plain bool) client.Image {
+	t.Helper()
+	opts := []client.RemoteOpt{
+		client.WithPullUnpack, client.WithPullSnapshotter(snapshotterName),
+		client.WithResolver(docker.NewResolver(docker.ResolverOptions{Hosts: docker.ConfigureDefaultRegistries(docker.WithPlainHTTP(docker.MatchAllHosts))})),
+	}
+	if !plain {
+		opts = append(opts, client.WithImageHandlerWrapper(snapshotters.AppendInfoHandlerWrapper(reference)))
+	}
+	image, err := n.Pull(ctx, reference, opts...)
+	if err != nil {
+		t.Fatalf("pull %s: %v", reference, err)
+	}
+	return image
+}
+
+// A container runs check.
+type container struct {
+	client.Container
+	task   client.Task
+	exit   <-chan client.ExitStatus
+	input  *io.PipeWriter
+	output *output
+}
+
+// run starts a container of an image; with wait it reads when finish is called.
+func (n *node) run(ctx context.Context, image client.Image, id string, wait bool) (c *container, err error) {
+	args := []string{"/bin/check"}
+	if wait {
+		args = append(args, "wait")
+	}
+	c = &container{output: newOutput()}
+	c.Container, err = n.NewContainer(ctx, id, client.WithSnapshotter(snapshotterName), client.WithNewSnapshot(id, image),
+		client.WithRuntime("io.containerd.runc.v2", &options.Options{Root: filepath.Join(n.dir, "runc")}),
+		client.WithNewSpec(oci.WithDefaultPathEnv, oci.WithProcessArgs(args...)))
+	if err != nil {
+		return nil, fmt.Errorf("make container %s: %w", id, err)
+	}
+	var stdin *io.PipeReader
+	stdin, c.input = io.Pipe()
+	if c.task, err = c.NewTask(ctx, cio.NewCreator(cio.WithStreams(stdin, c.output, c.output), cio.WithFIFODir(n.dir))); err != nil {
+		return nil, fmt.Errorf("make the task of %s: %w", id, err)
+	}
+	if c.exit, err = c.task.Wait(ctx); err == nil {
+		err = c.task.Start(ctx)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", id, err)
+	}
+	return c, nil
+}
+
+// finish lets the container read, waits for its end, removes it and returns what it printed.
+func (c *container) finish(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, bound)
+	defer cancel()
+	err := errors.Join(c.input.Close(), c.task.CloseIO(ctx, client.WithStdinCloser))
+	select {
+	case s := <-c.exit:
+		if s.ExitCode() != 0 || s.Error() != nil {
+			err = errors.Join(err, fmt.Errorf("container %s ended with %d: %w", c.ID(), s.ExitCode(), s.Error()))
+		}
+	case <-ctx.Done():
+		err = errors.Join(err, ctx.Err(), c.task.Kill(context.WithoutCancel(ctx), 9))
+	}
+	if _, derr := c.task.Delete(ctx); derr != nil {
+		err = errors.Join(err, derr)
+	}
+	err = errors.Join(err, c.Delete(ctx, client.WithSnapshotCleanup))
+	return c.output.String(), err
+}
+
+// remove removes an image and waits until containerd has collected what it had.
+func (n *node) remove(ctx context.Context, t *testing.T, references ...string) {
+	t.Helper()
+	for _, r := range references {
+		if err := n.ImageService().Delete(ctx, r, images.SynchronousDelete()); err != nil {
+			t.Errorf("remove %s: %v", r, err)
+		}
+	}
+}
+
+// empty waits until neither snapshotter nor daemon have anything.
+func (n *node) empty(ctx context.Context, t *testing.T) {
+	t.Helper()
+	n.await(t, "everything of the images goes", func() error {
+		for _, name := range []string{"snapshots", "trash", "new"} {
+			if entries, err := os.ReadDir(filepath.Join(n.dir, "snapshots", name)); err != nil || len(entries) > 0 {
+				return fmt.Errorf("%d in %s, %w", len(entries), name, err)
+			}
+		}
+		st, err := n.daemon.Status(ctx)
+		if err == nil && len(st.Images)+len(st.Kept) > 0 {
+			err = fmt.Errorf("the daemon has %d mounted and keeps %+v", len(st.Images), st.Kept)
+		}
+		return err
+	})
+}
+
+// await waits until done returns nil.
+func (n *node) await(t *testing.T, what string, done func() error) {
+	t.Helper()
+	for end := time.Now().Add(bound); ; time.Sleep(20 * time.Millisecond) {
+		err := done()
+		if err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%s: not after %v: %v", what, bound, err)
+		}
+	}
+}
+
+// in is a namespace of containerd's.
+func in(t *testing.T, namespace string) context.Context {
+	return namespaces.WithNamespace(t.Context(), namespace)
+}
+
+// output is what a container prints.
+type output struct {
+	lines chan struct{}
+	mu    chan struct{} // guards b; capacity 1
+	b     bytes.Buffer
+}
+
+func newOutput() *output { return &output{lines: make(chan struct{}, 100), mu: make(chan struct{}, 1)} }
+
+// Write appends p.
+func (o *output) Write(p []byte) (int, error) {
+	o.mu <- struct{}{}
+	defer func() { <-o.mu }()
+	select {
+	case o.lines <- struct{}{}:
+	default: // nobody waits for so many
+	}
+	return o.b.Write(p)
+}
+
+// String is what was printed so far.
+func (o *output) String() string {
+	o.mu <- struct{}{}
+	defer func() { <-o.mu }()
+	return o.b.String()
+}
