@@ -235,16 +235,28 @@ func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpath
 	return updated, err
 }
 
-// Walk calls fn for each snapshot that one of the filters matches; with none for all.
+// Walk calls fn for each snapshot that one of the filters matches; with none for all. They
+// are as they were when it was called: no transaction waits for fn, which may be slow.
 func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters ...string) error {
-	return s.store.WithTransaction(ctx, false, func(ctx context.Context) error {
-		return storage.WalkInfo(ctx, func(ctx context.Context, info snapshots.Info) error {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			return fn(ctx, info)
+	var list []snapshots.Info
+	err := s.store.WithTransaction(ctx, false, func(ctx context.Context) error {
+		return storage.WalkInfo(ctx, func(_ context.Context, info snapshots.Info) error {
+			list = append(list, info)
+			return nil
 		}, filters...)
 	})
+	if err != nil {
+		return err
+	}
+	for _, info := range list {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := fn(ctx, info); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Close ends what goes on in the background and closes the store. Nothing else may be
