@@ -2,6 +2,7 @@ package snapshotter
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -427,6 +428,24 @@ func TestBadImage(t *testing.T) {
 	if m.Type != "bind" {
 		t.Errorf("a pod with a layer's labels gets %+v", m)
 	}
+}
+
+// TestNoSource refuses an image whose data are nowhere, when it is pulled.
+func TestNoSource(t *testing.T) {
+	s, err := New(t.TempDir(), nil, func(_ context.Context, reference string) (json.RawMessage, error) {
+		if reference == "" {
+			return nil, errdefs.ErrFailedPrecondition
+		}
+		return json.RawMessage(`{}`), nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if _, err := s.Prepare(t.Context(), "a", "", with("sha256:a", labelBootstrap, "true")); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("an image without a reference: %v", err)
+	}
+	prepare(t, s, "b", "", with("sha256:b", labelBootstrap, "true", labelReference, "registry.example/app"))
 }
 
 // TestLazyUsage counts what the daemon has, once for all.

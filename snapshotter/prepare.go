@@ -22,13 +22,25 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 		case dataLayer:
 			err = s.skip(ctx, key, target{chainID: labels[labelTarget], parent: parent, labels: labels})
 		case bootstrapLayer:
-			err = checkVersion(labels)
+			err = s.checkImage(ctx, labels)
 		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("prepare snapshot %s: %w", key, err)
 	}
 	return s.make(ctx, snapshots.KindActive, key, parent, opts)
+}
+
+// checkImage refuses an image that could not be mounted, before its metadata are fetched.
+func (s *Snapshotter) checkImage(ctx context.Context, labels map[string]string) error {
+	if err := checkVersion(labels); err != nil {
+		return err
+	}
+	if s.find != nil {
+		return nil // containerd knows the reference when the image has been pulled
+	}
+	_, err := s.source(ctx, referenceIn(labels))
+	return err
 }
 
 // View makes a read-only snapshot of parent and returns its mounts.
