@@ -2,7 +2,10 @@ package snapshotter
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
@@ -40,13 +43,27 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 }
 
 // checkBootstrap refuses a bootstrap layer that has none while the image is pulled, and
-// not when it is wanted.
+// not when it is wanted. One that there is, is made durable: after a power cut nobody could
+// tell a torn one from what the image has.
 func (s *Snapshotter) checkBootstrap(id string) error {
 	f, err := s.bootstrap(id)
 	if err != nil {
 		return err
 	}
-	return f.Close()
+	err = errors.Join(f.Sync(), f.Close())
+	for dir := filepath.Dir(f.Name()); err == nil && len(dir) >= len(s.path(snapshotsDir)); dir = filepath.Dir(dir) {
+		err = syncDir(dir)
+	}
+	return err
+}
+
+// syncDir makes the names in a directory durable.
+func syncDir(name string) error {
+	d, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 // count walks the directory of a snapshot.

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -28,6 +29,43 @@ type fakeDaemon struct {
 	calls  []string
 	down   error // of every call
 	usage  api.Usage
+
+	hung    chan struct{} // nil: not
+	waiting atomic.Int32  // calls that hang
+}
+
+// hang has calls wait until wake or their caller leaves.
+func (d *fakeDaemon) hang() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.hung = make(chan struct{})
+}
+
+func (d *fakeDaemon) wake() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.hung != nil {
+		close(d.hung)
+		d.hung = nil
+	}
+}
+
+// await waits while it hangs.
+func (d *fakeDaemon) await(ctx context.Context) error {
+	d.mu.Lock()
+	hung := d.hung
+	d.mu.Unlock()
+	if hung == nil {
+		return nil
+	}
+	d.waiting.Add(1)
+	defer d.waiting.Add(-1)
+	select {
+	case <-hung:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // newFake returns one whose mounts end with t.
@@ -63,7 +101,10 @@ func (d *fakeDaemon) count(name string) (n int) {
 	return n
 }
 
-func (d *fakeDaemon) BindImage(_ context.Context, r api.BindRequest) error {
+func (d *fakeDaemon) BindImage(ctx context.Context, r api.BindRequest) error {
+	if err := d.await(ctx); err != nil {
+		return err
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.call("bind"); err != nil {
@@ -94,7 +135,10 @@ func (d *fakeDaemon) Mount(_ context.Context, r api.MountRequest) (api.Mount, er
 	return api.Mount{Mountpoint: r.Mountpoint, ID: r.Image}, nil
 }
 
-func (d *fakeDaemon) Unmount(_ context.Context, r api.UnmountRequest) error {
+func (d *fakeDaemon) Unmount(ctx context.Context, r api.UnmountRequest) error {
+	if err := d.await(ctx); err != nil {
+		return err
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.call("unmount"); err != nil {
@@ -110,7 +154,10 @@ func (d *fakeDaemon) Unmount(_ context.Context, r api.UnmountRequest) error {
 	return nil
 }
 
-func (d *fakeDaemon) UnbindImage(_ context.Context, r api.ImageRequest) error {
+func (d *fakeDaemon) UnbindImage(ctx context.Context, r api.ImageRequest) error {
+	if err := d.await(ctx); err != nil {
+		return err
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.call("unbind"); err != nil {
@@ -124,7 +171,10 @@ func (d *fakeDaemon) UnbindImage(_ context.Context, r api.ImageRequest) error {
 	return nil
 }
 
-func (d *fakeDaemon) Remove(_ context.Context, r api.RemoveRequest) error {
+func (d *fakeDaemon) Remove(ctx context.Context, r api.RemoveRequest) error {
+	if err := d.await(ctx); err != nil {
+		return err
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.call("remove"); err != nil {

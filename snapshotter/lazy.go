@@ -9,6 +9,7 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
 
 	"github.com/erofsd/erofsd/internal/api"
@@ -121,17 +122,22 @@ func (s *Snapshotter) mountImage(ctx context.Context, l lazyLayer) (string, erro
 	return point, nil
 }
 
-// recordOf returns what the daemon knows, or is going to know, the image of l as.
+// recordOf returns what the daemon knows, or is going to know, the image of l as. A bootstrap
+// that is not what it was is an error: its digest is its name.
 func (s *Snapshotter) recordOf(ctx context.Context, l lazyLayer) (record, error) {
 	r, err := readRecord(s.path(snapshotsDir, l.id))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return r, err
 	}
-	if err != nil {
-		if r.Image, err = s.bootstrapDigest(l.id); err != nil {
-			return r, err
-		}
-		r.Domain = s.domain(ctx, r.Image)
+	digest, derr := s.bootstrapDigest(l.id)
+	switch {
+	case derr != nil:
+		return r, derr
+	case err != nil:
+		r.Image, r.Domain = digest, s.domain(ctx, digest)
+	case r.Image != digest:
+		return r, fmt.Errorf("the bootstrap in %s is not what was pulled any more; remove the image and pull it again: %w",
+			s.upper(l.id), errdefs.ErrFailedPrecondition)
 	}
 	if l.reference != "" {
 		r.Reference = l.reference

@@ -364,6 +364,65 @@ func TestDaemonAway(t *testing.T) {
 	}
 }
 
+// TestTornBootstrap has a bootstrap changed behind the snapshotter's back, as a disk may do.
+func TestTornBootstrap(t *testing.T) {
+	r := newLazy(t)
+	top := pull(t.Context(), t, r, "1", bootstrapOf(t, "whole"))
+	prepare(t, r.Snapshotter, "c", top)
+	if err := r.Remove(t.Context(), "c"); err != nil {
+		t.Fatal(err)
+	}
+	name := r.upper("3") + "/image/image.boot" // the first number is the store's own, the data layer has the second
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Write(make([]byte, 100)); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	binds := r.daemon.count("bind")
+	r.images.forget()
+	if _, err := r.Prepare(t.Context(), "d", top); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("prepare over a torn bootstrap: %v", err)
+	}
+	if n := r.daemon.count("bind"); n != binds {
+		t.Error("the daemon was told of a torn bootstrap")
+	}
+}
+
+// TestHungDaemon removes files and stops while the daemon does not answer.
+func TestHungDaemon(t *testing.T) {
+	r := newLazy(t)
+	top := pull(t.Context(), t, r, "1", bootstrapOf(t, "stuck"))
+	prepare(t, r.Snapshotter, "c", top)
+	prepare(t, r.Snapshotter, "plain", "")
+	r.daemon.hang()
+	defer r.daemon.wake()
+	for _, key := range []string{"c", top, "plain"} {
+		if err := r.Remove(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	await(t, "the daemon is asked", func() bool { return r.daemon.waiting.Load() > 0 })
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := r.Cleanup(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("clean up by somebody who left: %v", err)
+	}
+	layer(t, r.Snapshotter, "meanwhile", "")
+	r.restart(t)
+	r.daemon.wake()
+	if err := r.Cleanup(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if got := names(t, r.root, snapshotsDir); len(got) != 2 { // the data layer and meanwhile
+		t.Errorf("directories %q, want 2", got)
+	}
+}
+
 // TestReference has the reference of an image found in all the places where it may be.
 func TestReference(t *testing.T) {
 	asked := ""

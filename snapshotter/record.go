@@ -63,11 +63,7 @@ func (r record) write(dir string) (err error) {
 	if err != nil {
 		return errors.Join(fmt.Errorf("write %s: %w", recordFile, err), os.Remove(tmp.Name()))
 	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return syncDir(dir)
 }
 
 // A Scope says which images share the blobs that they have in common.

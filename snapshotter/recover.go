@@ -78,11 +78,19 @@ func (s *Snapshotter) recoverAll() error {
 		if s.ctx.Err() != nil {
 			return s.ctx.Err()
 		}
-		if _, err := s.mountImage(s.ctx, l); err != nil {
-			errs = append(errs, err)
-		}
+		errs = append(errs, s.recoverOne(l))
 	}
 	return errors.Join(errs...)
+}
+
+// recoverTime is how long an image may keep those after it waiting.
+const recoverTime = time.Minute
+
+func (s *Snapshotter) recoverOne(l lazyLayer) error {
+	ctx, cancel := context.WithTimeout(s.ctx, recoverTime)
+	defer cancel()
+	_, err := s.mountImage(ctx, l)
+	return err
 }
 
 // mountedLayers returns the lazy layers whose images the kernel has mounted.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"time"
 
 	"github.com/erofsd/erofsd/internal/api"
 )
@@ -13,9 +14,15 @@ import (
 // This is the way back of lazy.go, and its order: unmount, then unbind, then remove from the
 // cache. Each step may have been done before a crash.
 
+// releaseTime is how long the daemon may take for one image; a daemon that hangs keeps nobody
+// else's files from being removed.
+const releaseTime = 20 * time.Second
+
 // detach unmounts the image of a snapshot that does not exist any more, and moves its
 // directory into the trash.
 func (s *Snapshotter) detach(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, releaseTime)
+	defer cancel()
 	point := s.point(id)
 	if r, err := readRecord(s.path(snapshotsDir, id)); err == nil {
 		give, err := s.images.take(ctx, r.key()) // nobody mounts it again meanwhile
@@ -70,6 +77,8 @@ func (s *Snapshotter) release(ctx context.Context, place string) error {
 		s.log.Warn("an image that is removed stays in the daemon's cache: nobody knows which it is", "err", err)
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, releaseTime)
+	defer cancel()
 	give, err := s.images.take(ctx, r.key())
 	if err != nil {
 		return err
