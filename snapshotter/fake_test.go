@@ -182,7 +182,11 @@ func (d *fakeDaemon) Remove(ctx context.Context, r api.RemoveRequest) error {
 	}
 	key := keyOf(r.DomainID, r.Image)
 	_, bound := d.bound[key]
-	for _, k := range d.mounts {
+	for point, k := range d.mounts {
+		if k == key && !isEROFS(point) {
+			delete(d.mounts, point) // somebody else has unmounted it
+			continue
+		}
 		bound = bound || k == key
 	}
 	switch {

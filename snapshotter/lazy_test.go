@@ -393,6 +393,40 @@ func TestTornBootstrap(t *testing.T) {
 	}
 }
 
+// TestLostStore has the store removed and all that was in the snapshots become garbage, a
+// mounted image too, while numbers come again.
+func TestLostStore(t *testing.T) {
+	r := newLazy(t)
+	prepare(t, r.Snapshotter, "c", pull(t.Context(), t, r, "1", bootstrapOf(t, "lost")))
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(r.root, "metadata.db")); err != nil {
+		t.Fatal(err)
+	}
+	r.open(t)
+	for _, key := range []string{"a", "b", "c"} {
+		prepare(t, r.Snapshotter, key, "")
+	}
+	top := pull(t.Context(), t, r, "1", bootstrapOf(t, "found"))
+	if m, err := r.Prepare(t.Context(), "d", top); err != nil {
+		t.Error(err)
+	} else if text, _ := readIn(t, m); text != "found" {
+		t.Errorf("the container reads %q", text)
+	}
+	if err := r.Cleanup(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if n, trash := len(names(t, r.root, snapshotsDir)), names(t, r.root, trashDir); n != 6 || len(trash) > 0 {
+		t.Errorf("%d directories, want 6; in the trash %q", n, trash)
+	}
+	r.daemon.mu.Lock()
+	defer r.daemon.mu.Unlock()
+	if len(r.daemon.kept) != 1 {
+		t.Errorf("the daemon has %d images, want 1", len(r.daemon.kept))
+	}
+}
+
 // TestHungDaemon removes files and stops while the daemon does not answer.
 func TestHungDaemon(t *testing.T) {
 	r := newLazy(t)

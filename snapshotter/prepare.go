@@ -89,11 +89,6 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 	if err != nil {
 		return sn, err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.RemoveAll(dir))
-		}
-	}()
 	err = s.store.WithTransaction(ctx, true, func(ctx context.Context) error {
 		if _, err := storage.CreateSnapshot(ctx, kind, key, parent, opts...); err != nil {
 			return err
@@ -104,14 +99,32 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 		if err := s.own(sn, dir); err != nil {
 			return err
 		}
-		name := s.path(snapshotsDir, sn.ID)
-		if err := os.Rename(dir, name); err != nil {
-			return err
-		}
-		dir = name
-		return nil
+		return s.place(dir, sn.ID)
 	})
-	return sn, err
+	return sn, s.placed(dir, err)
+}
+
+// place gives a new directory its name. It needs a write transaction with the entry of id: what
+// has the name already is garbage, of a transaction that failed or a store that was removed.
+func (s *Snapshotter) place(dir, id string) error {
+	name := s.path(snapshotsDir, id)
+	err := os.Rename(dir, name)
+	if errors.Is(err, os.ErrExist) {
+		if err = s.toTrash(id); err == nil {
+			s.sweepSoon()
+			err = os.Rename(dir, name)
+		}
+	}
+	return err
+}
+
+// placed ends what newDirectory began; err is what came of it.
+func (s *Snapshotter) placed(dir string, err error) error {
+	if err == nil {
+		return nil
+	}
+	s.sweepSoon() // by its name it may be another one's by now
+	return errors.Join(err, os.RemoveAll(dir))
 }
 
 // newDirectory makes the directory of a snapshot that has no number yet.

@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
+
+	"github.com/moby/sys/mountinfo"
 
 	"github.com/erofsd/erofsd/internal/api"
 )
@@ -23,7 +26,6 @@ const releaseTime = 20 * time.Second
 func (s *Snapshotter) detach(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, releaseTime)
 	defer cancel()
-	point := s.point(id)
 	if r, err := readRecord(s.path(snapshotsDir, id)); err == nil {
 		give, err := s.images.take(ctx, r.key()) // nobody mounts it again meanwhile
 		if err != nil {
@@ -31,15 +33,26 @@ func (s *Snapshotter) detach(ctx context.Context, id string) error {
 		}
 		defer give()
 	}
-	err := s.mounter.Unmount(ctx, api.UnmountRequest{Mountpoint: point})
-	if err == nil || absent(err) {
-		err = detachStale(point)
-	}
-	if err != nil {
+	if err := s.unmount(ctx, s.point(id)); err != nil {
 		return fmt.Errorf("remove snapshot %s: unmount its image: %w", id, err)
 	}
 	s.images.disown(id)
 	return s.toTrash(id)
+}
+
+// unmount unmounts what is at a place, whether the daemon knows it or not.
+func (s *Snapshotter) unmount(ctx context.Context, point string) error {
+	mounted, err := mountinfo.Mounted(point)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !mounted {
+		return nil
+	}
+	if err == nil {
+		err = s.mounter.Unmount(ctx, api.UnmountRequest{Mountpoint: point})
+	}
+	if err == nil || absent(err) {
+		err = detachStale(point)
+	}
+	return err
 }
 
 // emptyTrash deletes what is in the trash. An image that is used on, by a container that is
@@ -69,7 +82,13 @@ func (s *Snapshotter) emptyTrash(ctx context.Context) error {
 // release has the daemon forget the image whose record is in the trash, unless another
 // snapshot has it.
 func (s *Snapshotter) release(ctx context.Context, place string) error {
-	r, err := readRecord(place + "/snapshot")
+	ctx, cancel := context.WithTimeout(ctx, releaseTime)
+	defer cancel()
+	// It is unmounted already, unless the last process ended before that.
+	if err := s.unmount(ctx, filepath.Join(place, trashed, "mnt")); err != nil {
+		return fmt.Errorf("unmount what was removed: %w", err)
+	}
+	r, err := readRecord(filepath.Join(place, trashed))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -77,8 +96,6 @@ func (s *Snapshotter) release(ctx context.Context, place string) error {
 		s.log.Warn("an image that is removed stays in the daemon's cache: nobody knows which it is", "err", err)
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, releaseTime)
-	defer cancel()
 	give, err := s.images.take(ctx, r.key())
 	if err != nil {
 		return err

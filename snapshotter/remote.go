@@ -4,9 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
-	"os"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
@@ -59,18 +57,13 @@ func (s *Snapshotter) targetName(ctx context.Context, t target) (name string, th
 }
 
 // commitEmpty makes the snapshot and commits it at once: no crash leaves it in between.
-func (s *Snapshotter) commitEmpty(ctx context.Context, key, name string, t target) (err error) {
+func (s *Snapshotter) commitEmpty(ctx context.Context, key, name string, t target) error {
 	dir, err := s.newDirectory(snapshots.KindCommitted)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.RemoveAll(dir))
-		}
-	}()
 	opts := snapshots.WithLabels(t.labels)
-	return s.store.WithTransaction(ctx, true, func(ctx context.Context) error {
+	err = s.store.WithTransaction(ctx, true, func(ctx context.Context) error {
 		sn, err := storage.CreateSnapshot(ctx, snapshots.KindActive, key, t.parent, opts)
 		if err != nil {
 			return err
@@ -78,11 +71,7 @@ func (s *Snapshotter) commitEmpty(ctx context.Context, key, name string, t targe
 		if _, err := storage.CommitActive(ctx, key, name, snapshots.Usage{}, opts); err != nil {
 			return err
 		}
-		place := s.path(snapshotsDir, sn.ID)
-		if err := os.Rename(dir, place); err != nil {
-			return err
-		}
-		dir = place
-		return nil
+		return s.place(dir, sn.ID)
 	})
+	return s.placed(dir, err)
 }

@@ -79,7 +79,7 @@ func (s *Snapshotter) sweep(ctx context.Context) error {
 		return err
 	}
 	defer s.sweeping.give()
-	lazy, err := s.discard(ctx)
+	lazy, err := s.discard(ctx, false)
 	errs := []error{err}
 	for _, id := range lazy {
 		errs = append(errs, s.detach(ctx, id))
@@ -88,8 +88,9 @@ func (s *Snapshotter) sweep(ctx context.Context) error {
 }
 
 // discard moves the directories of snapshots that do not exist into the trash. It returns
-// those whose image has to be unmounted before.
-func (s *Snapshotter) discard(ctx context.Context) (lazy []string, err error) {
+// those whose image should be unmounted before, or with all moves them too: a number comes
+// again when the store was removed, but then never while the process lives.
+func (s *Snapshotter) discard(ctx context.Context, all bool) (lazy []string, err error) {
 	// Nobody makes a snapshot while this transaction lasts: what has no entry now never will.
 	ctx, tx, err := s.store.TransactionContext(ctx, true)
 	if err != nil {
@@ -110,7 +111,7 @@ func (s *Snapshotter) discard(ctx context.Context) (lazy []string, err error) {
 		if _, ok := known[id]; ok {
 			continue
 		}
-		if _, err := os.Lstat(s.point(id)); err == nil {
+		if _, err := os.Lstat(s.point(id)); err == nil && !all {
 			lazy = append(lazy, id)
 			continue
 		}
@@ -119,6 +120,9 @@ func (s *Snapshotter) discard(ctx context.Context) (lazy []string, err error) {
 	return lazy, errors.Join(errs...)
 }
 
+// trashed is what the directory of a snapshot is called in its place in the trash.
+const trashed = "snapshot"
+
 // toTrash moves the directory of a snapshot into the trash, where it has a name that no
 // other one has had: numbers come again when somebody removes the store.
 func (s *Snapshotter) toTrash(id string) error {
@@ -126,7 +130,7 @@ func (s *Snapshotter) toTrash(id string) error {
 	if err != nil {
 		return err
 	}
-	return os.Rename(s.path(snapshotsDir, id), filepath.Join(place, "snapshot"))
+	return os.Rename(s.path(snapshotsDir, id), filepath.Join(place, trashed))
 }
 
 // emptyDir removes everything in dir. It can be interrupted, unlike os.RemoveAll, and

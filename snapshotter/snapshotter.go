@@ -91,9 +91,13 @@ func New(root string, m Mounter, source Source, opts ...Opt) (*Snapshotter, erro
 	if err := s.openStore(); err != nil {
 		return nil, err
 	}
-	// What was being made when the last process ended has no entry.
-	if err := emptyDir(context.Background(), s.path(newDir)); err != nil {
-		return nil, errors.Join(fmt.Errorf("open snapshotter: remove what was not completed: %w", err), s.store.Close())
+	// What was being made or removed when the last process ended has no entry.
+	err = emptyDir(context.Background(), s.path(newDir))
+	if err == nil {
+		_, err = s.discard(context.Background(), true)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open snapshotter: put away what was not completed: %w", err), s.store.Close())
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.background.Go(s.sweepOn)
