@@ -6,7 +6,8 @@ import (
 	"github.com/erofsd/erofsd/kernel-tests/debian"
 )
 
-// Containerd returns the path of Debian's containerd, with runc where it looks for it.
+// Containerd returns the path of containerd: the first in PATH, else Debian's. It looks for runc
+// and its shim in PATH too.
 func Containerd(t testing.TB) string {
 	t.Helper()
 	need(t, debian.Runc)
