@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
+	"strconv"
 	"sync"
 	"syscall"
 	"testing"
@@ -28,6 +30,7 @@ func TestContainerd(t *testing.T) {
 	t.Run("unlabelled", w.unlabelled)
 	t.Run("killed", w.killed)
 	t.Run("dead", w.dead)
+	t.Run("churn", w.churn)
 }
 
 // check runs a container of an image to its end.
@@ -173,6 +176,66 @@ func (w *world) dead(t *testing.T) {
 	n.remove(ctx, t, w.lazy)
 	n.empty(ctx, t)
 }
+
+// churn pulls, runs and removes images while the snapshotter is killed at random moments, again
+// and again; what fails is tried again, and nothing is left in the end.
+func (w *world) churn(t *testing.T) {
+	const rounds = 6
+	n := w.start(t)
+	ctx := in(t, "default")
+	seed := rand.Uint64()
+	if s, err := strconv.ParseUint(os.Getenv("SEED"), 10, 64); err == nil {
+		seed = s
+	}
+	t.Logf("SEED=%d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	for i := range rounds {
+		after := time.Duration(rnd.IntN(600)) * time.Millisecond
+		reference := []string{w.lazy, w.other, w.plain}[i%3]
+		ended := make(chan error, 1)
+		go func() { ended <- n.life(ctx, reference, fmt.Sprint("churn-", i)) }()
+		select {
+		case err := <-ended:
+			ended <- err
+		case <-time.After(after):
+		}
+		n.snapshotter.Kill()
+		n.snapshotter.Start(t)
+		if err := <-ended; errors.Is(err, errWrong) {
+			t.Errorf("round %d: %v", i, err)
+		} else if err != nil {
+			t.Logf("round %d, killed after %v: %v", i, after, err)
+		}
+		n.reconnected(ctx, t)
+		n.clear(t)
+		n.remove(ctx, t, reference)
+	}
+	if err := n.life(ctx, w.lazy, "last"); err != nil {
+		t.Error(err)
+	}
+	n.collect(ctx, t)
+	n.empty(ctx, t)
+}
+
+// life pulls an image, runs a container of it and removes both.
+func (n *node) life(ctx context.Context, reference, id string) error {
+	image, err := n.tryPull(ctx, reference, false)
+	if err != nil {
+		return fmt.Errorf("pull: %w", err)
+	}
+	c, err := n.run(ctx, image, id, false)
+	if err != nil {
+		return err
+	}
+	got, err := c.finish(ctx)
+	if err == nil && got != n.w.want {
+		err = fmt.Errorf("it printed %q: %w", got, errWrong)
+	}
+	return errors.Join(err, n.ImageService().Delete(ctx, reference, images.SynchronousDelete()))
+}
+
+// errWrong is the worst that can happen.
+var errWrong = errors.New("wrong bytes")
 
 // dataPulled reports whether containerd has a layer of the image with data.
 func (n *node) dataPulled(ctx context.Context, t *testing.T, image client.Image) bool {

@@ -16,11 +16,11 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/containerd/v2/pkg/snapshotters"
+	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
 
 	"github.com/erofsd/erofsd/internal/api"
@@ -124,7 +124,7 @@ func (n *node) endDaemon(t *testing.T) {
 	}
 }
 
-// clear removes the containers that a failed test has left.
+// clear removes the containers that are left, which nobody waits for.
 func (n *node) clear(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), bound)
 	defer cancel()
@@ -152,7 +152,10 @@ func (n *node) clear(t *testing.T) {
 func (n *node) reconnected(ctx context.Context, t *testing.T) {
 	t.Helper()
 	n.await(t, "containerd reaches the snapshotter", func() error {
-		return n.SnapshotService(snapshotterName).Walk(ctx, func(context.Context, snapshots.Info) error { return nil })
+		if _, err := n.SnapshotService(snapshotterName).Prepare(ctx, "probe", ""); err != nil {
+			return err
+		}
+		return n.SnapshotService(snapshotterName).Remove(ctx, "probe")
 	})
 }
 
@@ -160,6 +163,14 @@ func (n *node) reconnected(ctx context.Context, t *testing.T) {
 // nothing of it.
 func (n *node) pull(ctx context.Context, t *testing.T, reference string, plain bool) client.Image {
 	t.Helper()
+	image, err := n.tryPull(ctx, reference, plain)
+	if err != nil {
+		t.Fatalf("pull %s: %v", reference, err)
+	}
+	return image
+}
+
+func (n *node) tryPull(ctx context.Context, reference string, plain bool) (client.Image, error) {
 	opts := []client.RemoteOpt{
 		client.WithPullUnpack, client.WithPullSnapshotter(snapshotterName),
 		client.WithResolver(docker.NewResolver(docker.ResolverOptions{Hosts: docker.ConfigureDefaultRegistries(docker.WithPlainHTTP(docker.MatchAllHosts))})),
@@ -167,11 +178,7 @@ func (n *node) pull(ctx context.Context, t *testing.T, reference string, plain b
 	if !plain {
 		opts = append(opts, client.WithImageHandlerWrapper(snapshotters.AppendInfoHandlerWrapper(reference)))
 	}
-	image, err := n.Pull(ctx, reference, opts...)
-	if err != nil {
-		t.Fatalf("pull %s: %v", reference, err)
-	}
-	return image
+	return n.Pull(ctx, reference, opts...)
 }
 
 // A container runs check.
@@ -196,8 +203,13 @@ func (n *node) run(ctx context.Context, image client.Image, id string, wait bool
 	if err != nil {
 		return nil, fmt.Errorf("make container %s: %w", id, err)
 	}
-	var stdin *io.PipeReader
-	stdin, c.input = io.Pipe()
+	stdin, input := io.Pipe()
+	c.input = input
+	defer func() {
+		if err != nil {
+			input.Close()
+		}
+	}()
 	if c.task, err = c.NewTask(ctx, cio.NewCreator(cio.WithStreams(stdin, c.output, c.output), cio.WithFIFODir(n.dir))); err != nil {
 		return nil, fmt.Errorf("make the task of %s: %w", id, err)
 	}
@@ -230,11 +242,12 @@ func (c *container) finish(ctx context.Context) (string, error) {
 	return c.output.String(), err
 }
 
-// remove removes an image and waits until containerd has collected what it had.
+// remove removes images, if they are there, and waits until containerd has collected what they
+// had.
 func (n *node) remove(ctx context.Context, t *testing.T, references ...string) {
 	t.Helper()
 	for _, r := range references {
-		if err := n.ImageService().Delete(ctx, r, images.SynchronousDelete()); err != nil {
+		if err := n.ImageService().Delete(ctx, r, images.SynchronousDelete()); err != nil && !errdefs.IsNotFound(err) {
 			t.Errorf("remove %s: %v", r, err)
 		}
 	}
