@@ -53,6 +53,21 @@ type Options struct {
 	// for images that name none.
 	Default config.Image `json:"-"`
 
+	// Sandbox is SandboxAuto, SandboxStrict, or "" and SandboxOff for none. A [Control]
+	// enters it, for its whole process, before it serves.
+	Sandbox string
+	// User is who the process becomes in the sandbox; "": it stays who it is.
+	User string
+	// MountBelow are directories at or below which images are mounted from the sandbox, and
+	// nowhere else. None: anywhere.
+	MountBelow []string
+	// Writable are directories, besides Root, in which the process changes files from there.
+	Writable []string
+	// UnixSockets lets it connect to unix sockets from there, also to those that only the
+	// API names.
+	UnixSockets bool
+	confinement *confinement
+
 	Nydusd NydusdOptions // of its API and its supervisor
 
 	Holder *Holder `json:"-"` // what outlives this process; nil: nothing does
@@ -154,7 +169,11 @@ func newDaemon(o Options) (*Daemon, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := removeParts(filepath.Join(o.Root, "images")); err != nil {
+	err = o.confinement.reclaim(o)
+	if err == nil {
+		err = removeParts(filepath.Join(o.Root, "images"))
+	}
+	if err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
 	d := &Daemon{
@@ -163,7 +182,7 @@ func newDaemon(o Options) (*Daemon, error) {
 		bindings: map[imageKey]*binding{}, culls: map[string]struct{}{}, remembered: map[imageKey]config.Image{}, adopted: make(chan struct{}), upgrading: make(turn, 1), yielded: make(chan struct{}), placing: make(turn, 1), removing: make(turn, 1), closed: make(chan struct{}, 1), lost: make(chan struct{}),
 	}
 	if d.mounter == nil {
-		d.mounter = helperMounter{}
+		d.mounter = o.confinement.mounter()
 	}
 	d.stores = newStores(o, d.metrics)
 	d.measured = newMetrics(d.metrics, d)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -369,7 +370,11 @@ func (h *Holder) end() error {
 	}
 	var errs []error
 	if h.socket != "" {
-		errs = append(errs, os.Remove(h.socket))
+		err := os.Remove(h.socket)
+		if errors.Is(err, fs.ErrPermission) { // we have become a user; who listens there next removes it
+			err = nil
+		}
+		errs = append(errs, err)
 	}
 	for name := range h.left {
 		if f := h.take(name).File; f != nil {

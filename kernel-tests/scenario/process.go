@@ -70,6 +70,7 @@ func runDaemon(text string, log *slog.Logger) error {
 	}
 	o := daemon.Options{
 		Root: j.Root, Transport: j.Transport, NoCompletion: j.NoCompletion, FillTimeout: j.FillTimeout, Logger: log,
+		Sandbox: daemon.SandboxAuto, // as the product
 	}
 	if j.Device {
 		o.Device, o.Handover = os.NewFile(3, "held device"), true
