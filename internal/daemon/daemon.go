@@ -94,6 +94,7 @@ type Daemon struct {
 	kernel   transport
 	mounter  Mounter
 	lock     *os.File
+	imageDir *os.Root // Root/images, where what the API and registries name cannot leave
 	metrics  *prometheus.Registry
 	measured *metrics
 	stores   *stores
@@ -184,13 +185,16 @@ func newDaemon(o Options) (*Daemon, error) {
 	if d.mounter == nil {
 		d.mounter = o.confinement.mounter()
 	}
+	if d.imageDir, err = os.OpenRoot(filepath.Join(o.Root, "images")); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
 	d.stores = newStores(o, d.metrics)
 	d.measured = newMetrics(d.metrics, d)
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	d.remember()
 	if err := d.start(); err != nil {
 		d.cancel()
-		return nil, errors.Join(err, lock.Close())
+		return nil, errors.Join(err, d.imageDir.Close(), lock.Close())
 	}
 	return d, nil
 }
@@ -290,5 +294,5 @@ func (d *Daemon) close(orderly bool) error {
 		errs = append(errs, b.close())
 	}
 	d.mu.Unlock()
-	return errors.Join(append(errs, d.blobs.Close(), d.stores.close(), d.kernel.close(orderly), d.lock.Close())...)
+	return errors.Join(append(errs, d.blobs.Close(), d.stores.close(), d.kernel.close(orderly), d.imageDir.Close(), d.lock.Close())...)
 }
