@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -40,6 +41,9 @@ func newConfinement(o Options) (*confinement, error) {
 	default:
 		return nil, fmt.Errorf("unknown sandbox %q: want %s, %s or %s", o.Sandbox, SandboxAuto, SandboxStrict, SandboxOff)
 	}
+	if o.User != "" && o.Nydusd.Supervisor != "" {
+		return nil, errors.New("sandbox: --user does not go with --supervisor: what is taken over there needs root to be opened")
+	}
 	c := &confinement{mode: o.Sandbox}
 	if err := c.judge(sandbox.Probe()); err != nil {
 		return nil, err
@@ -75,6 +79,9 @@ func (c *confinement) enter(o Options, socket string) (err error) {
 		Capabilities: []int{unix.CAP_DAC_READ_SEARCH},
 		Writable:     o.ownDirs(), UnixSockets: o.usesSockets(), User: c.user,
 	}
+	if o.Nydusd.Supervisor != "" { // a takeover, later, locks it
+		options.Writable = []string{o.Root}
+	}
 	for _, dir := range o.Writable {
 		if _, err := os.Stat(dir); err == nil {
 			options.Writable = append(options.Writable, dir)
@@ -82,6 +89,11 @@ func (c *confinement) enter(o Options, socket string) (err error) {
 	}
 	if socket != "" {
 		options.Removable = []string{filepath.Dir(socket)}
+	}
+	for _, dir := range o.ownDirs() { // with a takeover to come nobody has made them yet
+		if err := privateDir(dir); err != nil {
+			return err
+		}
 	}
 	if err := c.give(o); err != nil {
 		return err

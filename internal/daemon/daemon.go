@@ -228,7 +228,11 @@ func privateDir(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make directory: %w", err)
 	}
-	if err := os.Chmod(dir, 0o700); err != nil {
+	st, err := os.Stat(dir)
+	if err == nil && st.Mode().Perm() != 0o700 { // in the sandbox nothing can be changed
+		err = os.Chmod(dir, 0o700)
+	}
+	if err != nil {
 		return fmt.Errorf("close directory to others: %w", err)
 	}
 	return nil

@@ -83,10 +83,8 @@ func newMachine(t *testing.T, r row) *machine {
 // job is what the machine's daemon is told: as by erofsd singleton --fscache --apisock.
 func (m *machine) job() job {
 	j := job{
-		Options: daemon.Options{
-			Root: m.root, Transport: m.row.name, FillTimeout: 20 * time.Second, Sandbox: daemon.SandboxAuto, UnixSockets: true,
-		},
-		Socket: filepath.Join(m.dir, "api.sock"),
+		Options: daemon.Options{Root: m.root, Transport: m.row.name, FillTimeout: 20 * time.Second},
+		Socket:  filepath.Join(m.dir, "api.sock"),
 	}
 	if m.row.name == daemon.Cachefiles {
 		j.Options.Fscache, j.Options.Hasty = m.fscache, true
