@@ -90,6 +90,9 @@ func (c *confinement) enter(o Options, socket string) (err error) {
 	if socket != "" {
 		options.Removable = []string{filepath.Dir(socket)}
 	}
+	if _, err := os.Stat(o.cacheDir()); err == nil { // what cachefiles has left (left.go)
+		options.Removable = append(options.Removable, o.cacheDir())
+	}
 	for _, dir := range o.ownDirs() { // with a takeover to come nobody has made them yet
 		if err := privateDir(dir); err != nil {
 			return err

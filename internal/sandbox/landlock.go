@@ -88,7 +88,7 @@ func restrictFiles(abi int, o Options) (err error) {
 		}
 	}
 	for _, dir := range o.Removable {
-		if err := allow(rules, dir, unix.LANDLOCK_ACCESS_FS_REMOVE_FILE); err != nil {
+		if err := allow(rules, dir, unix.LANDLOCK_ACCESS_FS_REMOVE_FILE|unix.LANDLOCK_ACCESS_FS_REMOVE_DIR); err != nil {
 			return err
 		}
 	}

@@ -14,7 +14,7 @@ type Options struct {
 	// Capabilities are those that it keeps, CAP_* numbers. A [User] keeps none.
 	Capabilities []int
 	// Writable are directories beneath which it may change everything, as far as files'
-	// owners and modes let it; Removable those beneath which it may remove files. They exist.
+	// owners and modes let it; Removable those beneath which it may remove. They exist.
 	Writable, Removable []string
 	// UnixSockets lets it make unix sockets. Without them it reaches no other service of the
 	// machine by one, also not those that trust whoever is root.

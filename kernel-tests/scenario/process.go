@@ -203,6 +203,7 @@ func (p *process) killMounting(t testing.TB, mount func() error, unmount func())
 // being seen.
 func (p *process) awaitHelper(t testing.TB, asked <-chan error) (helper int) {
 	t.Helper()
+	mounter := childOf(p.cmd.Process.Pid) // it starts the helper
 	for {
 		select {
 		case err := <-asked:
@@ -212,7 +213,7 @@ func (p *process) awaitHelper(t testing.TB, asked <-chan error) (helper int) {
 			return 0
 		default:
 		}
-		if helper = childOf(p.cmd.Process.Pid); helper != 0 {
+		if helper = childOf(mounter); helper != 0 {
 			return helper
 		}
 	}
@@ -239,7 +240,7 @@ func (p *process) killServing(t testing.TB, helper int, asked <-chan error) {
 	await(t, "the mount helper to end", func() bool { s := stateOf(helper); return s == 'Z' || s == 0 })
 }
 
-// childOf returns a child of a process that is a mount helper, 0 if there is none.
+// childOf returns a child of a process that is a mounter or a mount helper, 0 if there is none.
 func childOf(parent int) int {
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range dirs {
