@@ -239,6 +239,31 @@ func TestSandbox(t *testing.T) {
 	}
 }
 
+// TestUserRefused: a user who could not do all of a daemon's work does none.
+func TestUserRefused(t *testing.T) {
+	testenv.Root(t)
+	dir := testDir(t)
+	testenv.Kernel(t, "fanotify", fanotify.Supported(dir))
+	root := filepath.Join(dir, "root")
+	for _, tc := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"--user", "nobody-of-this-name"}, "become user nobody-of-this-name"},
+		{[]string{"--user", "nobody", "--sandbox", "off"}, "daemon.user: has no effect"},
+		{[]string{"--user", "nobody", "--supervisor", "/x", "--id", "i"}, "does not go with --supervisor"},
+		{[]string{"--user", "nobody"}, "has what cachefiles has kept"},
+	} {
+		if err := os.MkdirAll(filepath.Join(root, "fscache"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		args := append([]string{"--keeper=false", "--transport", "fanotify", "--root", root, "--socket", filepath.Join(dir, "sock")}, tc.args...)
+		if said, code := erofsd(t, nil, args...); code == 0 || !strings.Contains(said, tc.want) {
+			t.Errorf("%q: exit code %d: %s", tc.args, code, said)
+		}
+	}
+}
+
 // landlessName is argv[0] of a process that becomes another, without Landlock.
 const landlessName = "without-landlock"
 

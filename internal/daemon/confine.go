@@ -137,6 +137,9 @@ func (c *Control) confine(ctx context.Context, socket string) error {
 	if f == nil {
 		return nil
 	}
+	if err := c.usable(f); err != nil {
+		return err
+	}
 	failpoint.Hit("daemon.takeover.sandbox") // a script is read at the first hit: later it is out of reach
 	if err := f.enter(c.o, socket); err != nil {
 		return err
@@ -154,6 +157,21 @@ func (c *Control) confine(ctx context.Context, socket string) error {
 		case <-ctx.Done():
 		}
 	}()
+	return nil
+}
+
+// usable refuses to become a user who could not do what has to be done to the kernel's
+// cache: look into it, cull, and take names away that a new chunk table makes wrong.
+func (c *Control) usable(f *confinement) error {
+	if f.user == nil {
+		return nil
+	}
+	if d, err := c.running(); err == nil && d.kernel.name() == Cachefiles {
+		return errors.New("sandbox: another user cannot serve cachefiles, whose directory is root's: leave --user out, or take fanotify")
+	}
+	if dir := c.o.cacheDir(); exists(dir) {
+		return fmt.Errorf("sandbox: %s has what cachefiles has kept, with which another user cannot do anything: remove it, or leave --user out", dir)
+	}
 	return nil
 }
 

@@ -44,11 +44,7 @@ func (d *Daemon) removeLeft(k imageKey, id string) error {
 	if name == "" {
 		return nil
 	}
-	err := os.Remove(name)
-	if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
-		return nil // it was root's daemon that left it
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove what cachefiles has kept: %w", err)
 	}
 	return nil
@@ -58,7 +54,7 @@ func (d *Daemon) removeLeft(k imageKey, id string) error {
 func (d *Daemon) removeLeftVolume(k imageKey) error {
 	volume := filepath.Join(d.o.cacheDir(), cachefiles.VolumePath(k.object("").Volume))
 	entries, err := os.ReadDir(volume)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
