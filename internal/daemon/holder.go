@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -323,34 +322,6 @@ func cacheName(b *blobmgr.Blob) string { return filepath.Base(b.Path()) }
 // putBlob has the keeper hold b's file.
 func (h *Holder) putBlob(ctx context.Context, b *blobmgr.Blob) error {
 	return h.put(ctx, heldBlob+cacheName(b), nil, b.File())
-}
-
-// listen opens the API's socket, a predecessor's if there is one: who connects meanwhile
-// waits and is not refused.
-func (h *Holder) listen(ctx context.Context, socket string) (net.Listener, error) {
-	if h == nil {
-		return listen(socket)
-	}
-	h.socket = socket
-	if e := h.take(heldListener); e.File != nil {
-		defer e.File.Close()
-		if string(e.Data) == socket {
-			return net.FileListener(e.File)
-		}
-	}
-	l, err := listen(socket)
-	if err != nil {
-		return nil, err
-	}
-	l.(*net.UnixListener).SetUnlinkOnClose(false) // a successor listens there
-	f, err := l.(*net.UnixListener).File()
-	if err == nil {
-		err = errors.Join(h.put(ctx, heldListener, []byte(socket), f), f.Close())
-	}
-	if err != nil {
-		return nil, errors.Join(err, l.Close())
-	}
-	return l, nil
 }
 
 // ready tells the keeper that the daemon serves, and watches the keeper until ctx is done.
