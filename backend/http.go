@@ -3,9 +3,11 @@ package backend
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
+	"syscall"
 	"time"
 )
 
@@ -85,7 +87,11 @@ func newTransport(o HTTPOptions) (*http.Transport, error) {
 	t.Protocols.SetHTTP1(true)
 	if o.Socket != "" {
 		t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return dialer.DialContext(ctx, "unix", o.Socket)
+			c, err := dialer.DialContext(ctx, "unix", o.Socket)
+			if errors.Is(err, syscall.EPERM) {
+				err = fmt.Errorf("%w: the daemon's sandbox refuses unix sockets unless [image.backend.http-proxy] of its configuration names one (or --sandbox=off)", err)
+			}
+			return c, err
 		}
 	}
 	if o.NoEnvironmentProxy || o.Proxy.URL != "" || o.Socket != "" {

@@ -43,12 +43,14 @@ type hostConfig struct {
 
 // hostDirs are where the configuration of a registry may be, best first, as containerd looks
 // for it: host_port_, as colons have no place in some file names, host:port, _default.
+// A host whose name would lead elsewhere has _default alone.
 func hostDirs(root, host string) []string {
 	var names []string
 	if i := strings.LastIndexByte(host, ':'); i > 0 {
 		names = append(names, host[:i]+"_"+host[i+1:]+"_")
 	}
 	names = append(names, host, "_default")
+	names = slices.DeleteFunc(names, func(name string) bool { return filepath.Base(name) != name || !filepath.IsLocal(name) || name == "." })
 	for i := range names {
 		names[i] = filepath.Join(root, names[i])
 	}

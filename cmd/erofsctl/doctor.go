@@ -12,6 +12,7 @@ import (
 	"github.com/erofsd/erofsd/cachefiles"
 	"github.com/erofsd/erofsd/erofs"
 	"github.com/erofsd/erofsd/fanotify"
+	"github.com/erofsd/erofsd/internal/sandbox"
 )
 
 // A transport as doctor shows it: what it needs, and the probe of each need.
@@ -32,7 +33,7 @@ func cachefilesSupported(dir string) error { return cachefiles.Supported("", dir
 func doctorCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "doctor",
-		Usage: "say which transports this machine can do, and what each of the others lacks",
+		Usage: "say which transports this machine can do, what each of the others lacks, and what the daemon's sandbox is here",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "root", Value: "/var/lib/erofsd", Usage: "`DIR` where the cache would be"},
 		},
@@ -50,6 +51,11 @@ func doctorCommand() *cli.Command {
 				}
 				usable = true
 				fmt.Fprintf(w, "%-10s  yes\n", t.name)
+			}
+			if r := sandbox.Probe(); r.Complete() {
+				fmt.Fprintf(w, "%-10s  yes: %v\n", "sandbox", r)
+			} else {
+				fmt.Fprintf(w, "%-10s  in part: %v\n", "sandbox", r)
 			}
 			if !usable {
 				return cli.Exit("no transport works here", 1)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/urfave/cli/v3"
@@ -38,6 +39,7 @@ func statusCommand() *cli.Command {
 func printStatus(out io.Writer, st api.Status) error {
 	fmt.Fprintf(out, "erofsd %s, pid %d, transport %s, root %s\nkernel events %d, denied %d, in flight %d\n",
 		st.Version, st.PID, st.Transport, st.Root, st.Kernel.Events, st.Kernel.Denied, st.Kernel.InFlight)
+	fmt.Fprintf(out, "sandbox %s\n", sandboxed(st.Sandbox))
 	fmt.Fprintf(out, "cache %s in %d images%s\n", size(st.CacheBytes), len(st.Kept), limit(st))
 	if len(st.Images) == 0 {
 		_, err := fmt.Fprintln(out, "no image is mounted")
@@ -60,6 +62,18 @@ func printStatus(out io.Writer, st api.Status) error {
 		}
 	}
 	return nil
+}
+
+// sandboxed says what the daemon has given up, and what it could not.
+func sandboxed(s api.Sandbox) string {
+	text := s.Mode
+	if len(s.Holds) > 0 {
+		text += ": " + strings.Join(s.Holds, ", ")
+	}
+	for _, l := range s.Lacks {
+		text += "; lacks " + l
+	}
+	return text
 }
 
 func limit(st api.Status) string {

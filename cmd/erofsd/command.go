@@ -225,6 +225,11 @@ func (c *command) options() daemon.Options {
 		High: int64(c.config.Cache.High), Low: int64(c.config.Cache.Low),
 		Default: c.config.Image, Nydusd: c.nydusd,
 	}
+	o.Sandbox, o.User, o.MountBelow = d.Sandbox, d.User, d.MountBelow
+	o.UnixSockets = c.single // nydusd's API names backends that have one
+	if c.config.Log.File != "" {
+		o.Writable = []string{filepath.Dir(c.config.Log.File)}
+	}
 	o.Nydusd.Metrics = c.config.Metrics.Address
 	return o
 }

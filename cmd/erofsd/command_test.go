@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/erofsd/erofsd/internal/config"
 	"github.com/erofsd/erofsd/internal/daemon"
@@ -30,8 +31,9 @@ func TestDefaults(t *testing.T) {
 	o := parsed(t, "erofsd").options()
 	want := daemon.Options{
 		Root: "/var/lib/erofsd", Transport: "auto", FillTimeout: time.Minute, FillThreads: 1024, Default: config.Default().Image,
+		Sandbox: daemon.SandboxAuto,
 	}
-	if d := cmp.Diff(want, o); d != "" {
+	if d := cmp.Diff(want, o, cmpopts.IgnoreUnexported(o)); d != "" {
 		t.Error(d)
 	}
 	for line, socket := range map[string]string{

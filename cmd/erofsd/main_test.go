@@ -25,6 +25,9 @@ func TestMain(m *testing.M) {
 		main()
 		return
 	}
+	if os.Args[0] == landlessName {
+		panic(runLandless(os.Args[1:]))
+	}
 	testenv.Main(m)
 }
 

@@ -41,6 +41,14 @@ func commonOptions() []option {
 			return nil
 		}},
 		{"keeper", "", "", "start the daemon again when it dies, and hand over what it had; no reader notices. --keeper=false: one process", "true, with singleton false", setKeeper},
+		{"sandbox", "", "MODE", "what the daemon gives up before it serves (privileges, files, system calls): auto, as much as this kernel can; strict, all or no start; off", d.Daemon.Sandbox, func(c *command, v string) error {
+			c.config.Daemon.Sandbox = v
+			return nil
+		}},
+		{"user", "", "NAME", "become this user as well, who must be able to read what images come from; default: stay root", "", func(c *command, v string) error {
+			c.config.Daemon.User = v
+			return nil
+		}},
 		{"no-completion", "", "", "do not fetch the rest of an image in the background", "", func(c *command, _ string) error {
 			c.noCompletion = true
 			return nil

@@ -32,7 +32,13 @@ type process struct {
 // begin starts erofsd by the name of args[0] and waits until its API answers.
 func begin(t *testing.T, environ []string, socket string, args ...string) *process {
 	t.Helper()
-	p := &process{cmd: exec.Command("/proc/self/exe"), socket: socket}
+	return beginProgram(t, "/proc/self/exe", environ, socket, args...)
+}
+
+// beginProgram is begin of another program than this one.
+func beginProgram(t *testing.T, program string, environ []string, socket string, args ...string) *process {
+	t.Helper()
+	p := &process{cmd: exec.Command(program), socket: socket}
 	p.cmd.Args = args
 	p.cmd.Env = append(os.Environ(), environ...)
 	p.cmd.Stdout, p.cmd.Stderr = &p.said, &p.said

@@ -88,6 +88,15 @@ type Status struct {
 	CacheHigh  int64  `json:"cache_high_bytes"` // above it images that are not in use go, then data of those that are; 0: no limit
 
 	CacheEvicted int64 `json:"cache_evicted_bytes"` // of images in use, since the daemon started
+
+	Sandbox Sandbox `json:"sandbox"`
+}
+
+// Sandbox is what the daemon has given up.
+type Sandbox struct {
+	Mode  string   `json:"mode"`  // off, auto or strict
+	Holds []string `json:"holds"` // its parts
+	Lacks []string `json:"lacks"` // parts that this machine does not have, each with its reason
 }
 
 // Kernel counts the kernel's requests since the daemon started.

@@ -2,6 +2,7 @@ package config
 
 import (
 	"net"
+	"path/filepath"
 	"strings"
 	"time"
 )
@@ -24,6 +25,9 @@ type Daemon struct {
 	FillTimeout  Duration `key:"fill_timeout"`  // a read that gets no data fails after so long
 	RlimitNofile int      `key:"rlimit_nofile"` // file descriptors; 0: as it is
 	Keeper       bool     `key:"keeper"`        // a second process outlives the daemon and starts it again
+	Sandbox      string   `key:"sandbox"`       // auto, strict or off: what the daemon gives up before it serves
+	User         string   `key:"user"`          // who it becomes then; "": it stays root
+	MountBelow   []string `key:"mount_below"`   // directories with all mount points; none: anywhere
 }
 
 // Log is where records go, and which.
@@ -64,6 +68,7 @@ func Default() Config {
 			FillTimeout:  Duration(time.Minute),
 			RlimitNofile: 1000000,
 			Keeper:       true,
+			Sandbox:      "auto",
 		},
 		Log:        Log{Level: "info", Format: "text", RotationKeep: 10},
 		Cachefiles: Cachefiles{Threads: maxThreads},
@@ -106,6 +111,18 @@ func (c *Config) checkDaemon(f *findings) {
 		f.missing(p.at("socket"))
 	}
 	oneOf(f, p.at("transport"), c.Daemon.Transport, "auto", "fanotify", "cachefiles")
+	oneOf(f, p.at("sandbox"), c.Daemon.Sandbox, "auto", "strict", "off")
+	if c.Daemon.User != "" && c.Daemon.Sandbox == "off" {
+		f.add(p.at("user"), "has no effect without the sandbox")
+	}
+	if len(c.Daemon.MountBelow) > 0 && c.Daemon.Sandbox == "off" {
+		f.add(p.at("mount_below"), "has no effect without the sandbox")
+	}
+	for _, dir := range c.Daemon.MountBelow {
+		if !filepath.IsAbs(dir) {
+			f.add(p.at("mount_below"), "want absolute paths, not %q", shown(dir))
+		}
+	}
 	if c.Daemon.FillTimeout <= 0 {
 		f.add(p.at("fill_timeout"), "want more than 0s")
 	}

@@ -114,6 +114,19 @@ func TestPin(t *testing.T) {
 	if err := d.Pin(t.Context(), pin); status(err) != http.StatusNotFound {
 		t.Errorf("an unknown image: %v", err)
 	}
+	// There is a record outside of the daemon's directory.
+	if err := os.WriteFile(filepath.Join(d.root, "one.json"), []byte(`{"blobs":[]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"../one", "../../one", "a/../../one"} {
+		pin.Image, pin.DomainID = name, ""
+		if err := d.Pin(t.Context(), pin); status(err) != http.StatusBadRequest {
+			t.Errorf("pin %s: %v", name, err)
+		}
+		if _, err := d.Usage(t.Context(), api.ImageRequest{Image: name}); status(err) != http.StatusBadRequest {
+			t.Errorf("usage of %s: %v", name, err)
+		}
+	}
 }
 
 // A name may go to another bootstrap once nobody has the first: nothing of that is left.

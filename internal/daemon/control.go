@@ -64,6 +64,10 @@ func NewControl(o Options, socket string) (*Control, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
+	var err error
+	if o.confinement, err = newConfinement(o); err != nil { // before this process has anything of the kernel
+		return nil, err
+	}
 	c := &Control{o: o, log: o.Logger, state: nydus.Init, turn: make(turn, 1), values: map[string]map[string]string{}}
 	if o.Nydusd.Upgrade {
 		return c, nil
@@ -79,7 +83,7 @@ func NewControl(o Options, socket string) (*Control, error) {
 		}
 	}
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, o.confinement.close())
 	}
 	c.daemon = d
 	return c, nil
@@ -89,11 +93,15 @@ func NewControl(o Options, socket string) (*Control, error) {
 // so; it can be called once, and closes the daemon. Incomplete images that are in use
 // are served on until force is done too.
 func (c *Control) Run(ctx, force context.Context, socket string) (err error) {
+	defer func() { err = errors.Join(err, c.o.confinement.close()) }()
 	ctx, c.quit = context.WithCancel(ctx)
 	defer c.quit()
 	force, c.hurry = context.WithCancel(force)
 	defer c.hurry()
 	listeners, err := c.listen(ctx, socket)
+	if err == nil {
+		err = c.confine(ctx, socket)
+	}
 	if err == nil {
 		err = c.begin(ctx)
 	}

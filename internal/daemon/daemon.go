@@ -53,6 +53,21 @@ type Options struct {
 	// for images that name none.
 	Default config.Image `json:"-"`
 
+	// Sandbox is SandboxAuto, SandboxStrict, or "" and SandboxOff for none. A [Control]
+	// enters it, for its whole process, before it serves.
+	Sandbox string
+	// User is who the process becomes in the sandbox; "": it stays who it is.
+	User string
+	// MountBelow are directories at or below which images are mounted from the sandbox, and
+	// nowhere else. None: anywhere.
+	MountBelow []string
+	// Writable are directories, besides Root, in which the process changes files from there.
+	Writable []string
+	// UnixSockets lets it connect to unix sockets from there, also to those that only the
+	// API names.
+	UnixSockets bool
+	confinement *confinement
+
 	Nydusd NydusdOptions // of its API and its supervisor
 
 	Holder *Holder `json:"-"` // what outlives this process; nil: nothing does
@@ -79,6 +94,7 @@ type Daemon struct {
 	kernel   transport
 	mounter  Mounter
 	lock     *os.File
+	imageDir *os.Root // Root/images, where what the API and registries name cannot leave
 	metrics  *prometheus.Registry
 	measured *metrics
 	stores   *stores
@@ -154,7 +170,11 @@ func newDaemon(o Options) (*Daemon, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := removeParts(filepath.Join(o.Root, "images")); err != nil {
+	err = o.confinement.reclaim(o)
+	if err == nil {
+		err = removeParts(filepath.Join(o.Root, "images"))
+	}
+	if err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
 	d := &Daemon{
@@ -163,7 +183,10 @@ func newDaemon(o Options) (*Daemon, error) {
 		bindings: map[imageKey]*binding{}, culls: map[string]struct{}{}, remembered: map[imageKey]config.Image{}, adopted: make(chan struct{}), upgrading: make(turn, 1), yielded: make(chan struct{}), placing: make(turn, 1), removing: make(turn, 1), closed: make(chan struct{}, 1), lost: make(chan struct{}),
 	}
 	if d.mounter == nil {
-		d.mounter = helperMounter{}
+		d.mounter = o.confinement.mounter()
+	}
+	if d.imageDir, err = os.OpenRoot(filepath.Join(o.Root, "images")); err != nil {
+		return nil, errors.Join(err, lock.Close())
 	}
 	d.stores = newStores(o, d.metrics)
 	d.measured = newMetrics(d.metrics, d)
@@ -171,7 +194,7 @@ func newDaemon(o Options) (*Daemon, error) {
 	d.remember()
 	if err := d.start(); err != nil {
 		d.cancel()
-		return nil, errors.Join(err, lock.Close())
+		return nil, errors.Join(err, d.imageDir.Close(), lock.Close())
 	}
 	return d, nil
 }
@@ -205,7 +228,11 @@ func privateDir(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make directory: %w", err)
 	}
-	if err := os.Chmod(dir, 0o700); err != nil {
+	st, err := os.Stat(dir)
+	if err == nil && st.Mode().Perm() != 0o700 { // in the sandbox nothing can be changed
+		err = os.Chmod(dir, 0o700)
+	}
+	if err != nil {
 		return fmt.Errorf("close directory to others: %w", err)
 	}
 	return nil
@@ -271,5 +298,5 @@ func (d *Daemon) close(orderly bool) error {
 		errs = append(errs, b.close())
 	}
 	d.mu.Unlock()
-	return errors.Join(append(errs, d.blobs.Close(), d.stores.close(), d.kernel.close(orderly), d.lock.Close())...)
+	return errors.Join(append(errs, d.blobs.Close(), d.stores.close(), d.kernel.close(orderly), d.imageDir.Close(), d.lock.Close())...)
 }

@@ -49,7 +49,7 @@ func runDaemon(options, socket string) int {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	var o Options
 	err := json.Unmarshal([]byte(options), &o)
-	o.Logger, o.FillTimeout = log, 20*time.Second
+	o.Logger, o.FillTimeout, o.Sandbox = log, 20*time.Second, SandboxAuto // without cgo
 	if err == nil {
 		o.Device, err = InheritedDevice()
 	}

@@ -8,8 +8,11 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/erofsd/erofsd/erofs"
 )
@@ -33,12 +36,17 @@ type helperResult struct {
 	Errno syscall.Errno `json:"errno,omitempty"`
 }
 
-// IsHelper says that this process was started by a daemon as its helper;
-// main calls [Helper] then and nothing else.
-func IsHelper(args []string) bool { return len(args) > 0 && args[0] == helperName }
+// IsHelper says that this process was started by a daemon as its helper, or as its
+// mounter; main calls [Helper] then and nothing else.
+func IsHelper(args []string) bool {
+	return len(args) > 0 && (args[0] == helperName || args[0] == mounterName)
+}
 
-// Helper runs the helper process. It prints a helperResult and returns the exit code.
+// Helper runs the helper process and returns the exit code. A helper prints a helperResult.
 func Helper(args []string, out io.Writer) int {
+	if args[0] == mounterName {
+		return runMounter(args[1:])
+	}
 	var res helperResult
 	if err := helperRun(args[1:]); err != nil {
 		res.Error = err.Error()
@@ -73,9 +81,9 @@ func helperRun(args []string) error {
 	case operation == "clone" && len(args) == 2: // PATH MAJOR:MINOR
 		return erofs.Clone(args[0], args[1], helperTargetFD)
 	case operation == "unmount" && len(args) == 1: // PATH
-		return erofs.Unmount(args[0], false)
+		return helperUnmount(args[0], false)
 	case operation == "detach" && len(args) == 1: // PATH
-		return erofs.Unmount(args[0], true)
+		return helperUnmount(args[0], true)
 	default:
 		return fmt.Errorf("%s: unknown operation %s %q", helperName, operation, args)
 	}
@@ -93,6 +101,21 @@ func helperMount(devices int, boot string) error {
 		o.Devices = append(o.Devices, fdPath(helperDeviceFD+i))
 	}
 	return erofs.Mount(o)
+}
+
+// helperUnmount unmounts what is at point, the name that the table of mounts has, in which
+// there is no symbolic link: nobody who can make one may choose what is unmounted.
+func helperUnmount(point string, detach bool) error {
+	dir, err := unix.Openat2(unix.AT_FDCWD, filepath.Dir(point), &unix.OpenHow{
+		Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if err != nil {
+		return &os.PathError{Op: "unmount", Path: point, Err: err}
+	}
+	if err := errors.Join(unix.Fchdir(dir), unix.Close(dir)); err != nil { // it is this process's alone
+		return &os.PathError{Op: "unmount", Path: point, Err: err}
+	}
+	return erofs.Unmount(filepath.Base(point), detach)
 }
 
 func fdPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }

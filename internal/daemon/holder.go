@@ -5,8 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -324,34 +324,6 @@ func (h *Holder) putBlob(ctx context.Context, b *blobmgr.Blob) error {
 	return h.put(ctx, heldBlob+cacheName(b), nil, b.File())
 }
 
-// listen opens the API's socket, a predecessor's if there is one: who connects meanwhile
-// waits and is not refused.
-func (h *Holder) listen(ctx context.Context, socket string) (net.Listener, error) {
-	if h == nil {
-		return listen(socket)
-	}
-	h.socket = socket
-	if e := h.take(heldListener); e.File != nil {
-		defer e.File.Close()
-		if string(e.Data) == socket {
-			return net.FileListener(e.File)
-		}
-	}
-	l, err := listen(socket)
-	if err != nil {
-		return nil, err
-	}
-	l.(*net.UnixListener).SetUnlinkOnClose(false) // a successor listens there
-	f, err := l.(*net.UnixListener).File()
-	if err == nil {
-		err = errors.Join(h.put(ctx, heldListener, []byte(socket), f), f.Close())
-	}
-	if err != nil {
-		return nil, errors.Join(err, l.Close())
-	}
-	return l, nil
-}
-
 // ready tells the keeper that the daemon serves, and watches the keeper until ctx is done.
 func (h *Holder) ready(ctx context.Context) error {
 	if h == nil {
@@ -369,7 +341,11 @@ func (h *Holder) end() error {
 	}
 	var errs []error
 	if h.socket != "" {
-		errs = append(errs, os.Remove(h.socket))
+		err := os.Remove(h.socket)
+		if errors.Is(err, fs.ErrPermission) { // we have become a user; who listens there next removes it
+			err = nil
+		}
+		errs = append(errs, err)
 	}
 	for name := range h.left {
 		if f := h.take(name).File; f != nil {

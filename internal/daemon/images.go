@@ -42,6 +42,9 @@ func (d *Daemon) UnbindImage(_ context.Context, r api.ImageRequest) error {
 // Pin says whether a full cache keeps an image.
 func (d *Daemon) Pin(ctx context.Context, r api.PinRequest) error {
 	k := imageKey{ownDomain(r.DomainID), r.Image}
+	if err := validateBound(k); err != nil {
+		return api.BadRequest(fmt.Errorf("pin image: %w", err))
+	}
 	if err := d.removing.take(ctx); err != nil { // nobody removes it meanwhile
 		return err
 	}
@@ -60,6 +63,9 @@ func (d *Daemon) Pin(ctx context.Context, r api.PinRequest) error {
 // Usage returns what an image takes.
 func (d *Daemon) Usage(_ context.Context, r api.ImageRequest) (api.Usage, error) {
 	k := imageKey{ownDomain(r.DomainID), r.Image}
+	if err := validateBound(k); err != nil {
+		return api.Usage{}, api.BadRequest(fmt.Errorf("usage of image: %w", err))
+	}
 	rec, err := d.readRecord(k)
 	if errors.Is(err, fs.ErrNotExist) {
 		return api.Usage{}, api.NotFound(fmt.Errorf("usage of image %s: nothing is kept of it (see erofsctl status)", k))

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -44,6 +45,34 @@ func listen(socket string) (net.Listener, error) {
 	}
 	if err := os.Chmod(socket, 0o600); err != nil {
 		return nil, errors.Join(fmt.Errorf("listen at %s: %w", socket, err), l.Close())
+	}
+	return l, nil
+}
+
+// listen opens the API's socket, a predecessor's if there is one: who connects meanwhile
+// waits and is not refused.
+func (h *Holder) listen(ctx context.Context, socket string) (net.Listener, error) {
+	if h == nil {
+		return listen(socket)
+	}
+	h.socket = socket
+	if e := h.take(heldListener); e.File != nil {
+		defer e.File.Close()
+		if string(e.Data) == socket {
+			return net.FileListener(e.File)
+		}
+	}
+	l, err := listen(socket)
+	if err != nil {
+		return nil, err
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false) // a successor listens there
+	f, err := l.(*net.UnixListener).File()
+	if err == nil {
+		err = errors.Join(h.put(ctx, heldListener, []byte(socket), f), f.Close())
+	}
+	if err != nil {
+		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
 }

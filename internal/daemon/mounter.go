@@ -41,7 +41,10 @@ type Mounter interface {
 }
 
 // helperMounter is the daemon's own Mounter; helper.go is its other half.
-type helperMounter struct{}
+type helperMounter struct {
+	// run runs a helper process: runHelper, or a mounter's run.
+	run func(ctx context.Context, files []*os.File, args ...string) error
+}
 
 func (helperMounter) Mounted() ([]Mounted, error) {
 	infos, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("erofs"))
@@ -55,23 +58,23 @@ func (helperMounter) Mounted() ([]Mounted, error) {
 	return out, nil
 }
 
-func (helperMounter) Mount(ctx context.Context, s MountSpec) error {
+func (h helperMounter) Mount(ctx context.Context, s MountSpec) error {
 	switch {
 	case s.Clone != nil:
 		dev := strconv.Itoa(s.Clone.Major) + ":" + strconv.Itoa(s.Clone.Minor)
-		return runHelper(ctx, []*os.File{s.Target}, "clone", s.Clone.Point, dev)
+		return h.run(ctx, []*os.File{s.Target}, "clone", s.Clone.Point, dev)
 	case s.FSID != "":
-		return runHelper(ctx, []*os.File{s.Target}, append([]string{"mount-fscache", s.Bootstrap.Name(), s.FSID, s.Domain}, s.Cookies...)...)
+		return h.run(ctx, []*os.File{s.Target}, append([]string{"mount-fscache", s.Bootstrap.Name(), s.FSID, s.Domain}, s.Cookies...)...)
 	default:
-		return runHelper(ctx, append([]*os.File{s.Target, s.Bootstrap}, s.Devices...), "mount-files", s.Bootstrap.Name(), strconv.Itoa(len(s.Devices)))
+		return h.run(ctx, append([]*os.File{s.Target, s.Bootstrap}, s.Devices...), "mount-files", s.Bootstrap.Name(), strconv.Itoa(len(s.Devices)))
 	}
 }
 
-func (helperMounter) Unmount(ctx context.Context, point string, detach bool) error {
+func (h helperMounter) Unmount(ctx context.Context, point string, detach bool) error {
 	if detach {
-		return runHelper(ctx, nil, "detach", point)
+		return h.run(ctx, nil, "detach", point)
 	}
-	return runHelper(ctx, nil, "unmount", point)
+	return h.run(ctx, nil, "unmount", point)
 }
 
 // An ownMount is a mount of this root, perhaps of an earlier daemon.

@@ -36,12 +36,17 @@ func TestPartsAreRemoved(t *testing.T) {
 func TestWriteFileAtOnce(t *testing.T) {
 	dir := t.TempDir()
 	name := filepath.Join(dir, "record")
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
 	var wg sync.WaitGroup
 	for i := range 8 {
 		p := bytes.Repeat([]byte{byte('a' + i)}, 1000*(i+1))
 		wg.Go(func() {
 			for range 50 {
-				if err := writeFile(name, p); err != nil {
+				if err := writeFile(root, "record", p); err != nil {
 					t.Error(err)
 					return
 				}

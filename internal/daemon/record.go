@@ -110,7 +110,7 @@ func (d *Daemon) writeRecordFile(k imageKey, r record) error {
 	if err != nil {
 		return err
 	}
-	if err := writeFile(d.file(k, recordSuffix), p); err != nil {
+	if err := writeFile(d.imageDir, k.String()+recordSuffix, p); err != nil {
 		return fmt.Errorf("keep record of image: %w", err)
 	}
 	return nil
@@ -122,7 +122,7 @@ func (r record) digest(k imageKey) string { return cmp.Or(r.Digest, k.id) }
 // readRecord returns the record of k; fs.ErrNotExist when none is kept.
 func (d *Daemon) readRecord(k imageKey) (record, error) {
 	var r record
-	p, err := os.ReadFile(d.file(k, recordSuffix))
+	p, err := d.imageDir.ReadFile(k.String() + recordSuffix)
 	if err == nil {
 		err = json.Unmarshal(p, &r)
 	}
@@ -135,7 +135,7 @@ func (d *Daemon) readRecord(k imageKey) (record, error) {
 // used notes that k was in use until now.
 func (d *Daemon) used(k imageKey) {
 	now := time.Now()
-	if err := os.Chtimes(d.file(k, recordSuffix), now, now); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := d.imageDir.Chtimes(k.String()+recordSuffix, now, now); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		d.log.Warn("note when an image was used", "image", k.id, "err", err)
 	}
 }

@@ -93,32 +93,34 @@ func (d *Daemon) layer(ctx context.Context, reg *registryStore, m registry.Manif
 	if err := l.Digest.Validate(); err != nil {
 		return nil, err
 	}
-	name := filepath.Join(d.o.Root, "images", layerName(l))
-	if p, err := os.ReadFile(name); err == nil && l.Digest.Algorithm() == digest.SHA256 && digest.FromBytes(p) == l.Digest {
+	name := layerName(l)
+	if p, err := d.imageDir.ReadFile(name); err == nil && l.Digest.Algorithm() == digest.SHA256 && digest.FromBytes(p) == l.Digest {
 		return p, nil
 	}
 	p, err := reg.Fetch(ctx, m.Host, m.Repository, l, maxBootstrapLayer)
 	if err != nil {
 		return nil, err
 	}
-	if err := writeFile(name, p); err != nil {
+	if err := writeFile(d.imageDir, name, p); err != nil {
 		d.log.Warn("cannot keep a bootstrap layer; it will be fetched again", "err", err)
 	}
 	return p, nil
 }
 
-// writeFile replaces the file name with p, never leaving a part of it, whoever else does so.
-func writeFile(name string, p []byte) error {
-	tmp, err := os.CreateTemp(filepath.Dir(name), partPattern)
+// writeFile replaces the file name in dir with p, never leaving a part of it, whoever else
+// does so.
+func writeFile(dir *os.Root, name string, p []byte) error {
+	tmp, err := os.CreateTemp(dir.Name(), partPattern)
 	if err != nil {
 		return err
 	}
+	part := filepath.Base(tmp.Name())
 	_, err = tmp.Write(p)
 	if err = errors.Join(err, tmp.Close()); err == nil {
-		err = os.Rename(tmp.Name(), name)
+		err = dir.Rename(part, name)
 	}
 	if err != nil {
-		return errors.Join(err, os.Remove(tmp.Name()))
+		return errors.Join(err, dir.Remove(part))
 	}
 	return nil
 }

@@ -16,7 +16,7 @@ func (d *Daemon) Status(context.Context) (api.Status, error) {
 	d.reap()
 	st := api.Status{
 		Version: Version(), PID: os.Getpid(), Root: d.o.Root, Transport: d.kernel.name(), Images: []api.Mount{},
-		Kernel: d.kernel.stats(),
+		Kernel: d.kernel.stats(), Sandbox: d.o.confinement.shown(),
 	}
 	all, err := d.listKept()
 	if err != nil {

@@ -35,6 +35,8 @@ var Names = []string{
 	"daemon.mounted",
 	"daemon.recorded",
 	"daemon.remove",
+	"daemon.takeover.sandbox",
+	"daemon.takeover.sandboxed",
 	"daemon.unmounted",
 	"fanotify.answered",
 	"fanotify.cleared",

@@ -28,6 +28,7 @@ var ours = map[string][]string{
 	"internal/logging": {},
 	"internal/chunk":   {"internal/kernel"},
 	"internal/api":     {},
+	"internal/sandbox": {},
 	"internal/keeper":  {}, // it outlives everything else and must not grow with it
 	"backend":          {"internal/kernel"},
 	"cachefiles":       {"internal/kernel"},
@@ -50,13 +51,13 @@ var ours = map[string][]string{
 
 	"internal/daemon": {
 		"backend", "backend/httpproxy", "backend/localdisk", "backend/localfs", "backend/registry", "backend/s3", "backend/oss", "blobmgr",
-		"cachefiles", "erofs", "fanotify", "internal/api", "internal/api/nydus", "internal/chunk", "internal/config", "internal/keeper", "internal/kernel",
+		"cachefiles", "erofs", "fanotify", "internal/api", "internal/api/nydus", "internal/chunk", "internal/config", "internal/keeper", "internal/kernel", "internal/sandbox",
 	},
 
 	"cmd/containerd-erofsd-grpc": {"snapshotter", "internal/api", "internal/logging"},
 
 	"cmd/erofsd":   {"internal/daemon", "internal/config", "internal/keeper", "internal/logging"},
-	"cmd/erofsctl": {"backend", "backend/localfs", "backend/registry", "convert", "erofs", "fanotify", "cachefiles", "internal/api", "internal/chunk", "internal/daemon", "internal/kernel"},
+	"cmd/erofsctl": {"backend", "backend/localfs", "backend/registry", "convert", "erofs", "fanotify", "cachefiles", "internal/api", "internal/chunk", "internal/daemon", "internal/kernel", "internal/sandbox"},
 }
 
 // everywhere may be imported by any package of ours: it does nothing in a release
@@ -73,7 +74,7 @@ var confined = []struct {
 	places  []string
 }{
 	{"golang.org/x/sys/unix", []string{
-		"cachefiles", "fanotify", "internal/keeper", "internal/kernel", "internal/testenv", "kernel-tests", "erofs/mount.go",
+		"cachefiles", "fanotify", "internal/keeper", "internal/kernel", "internal/sandbox", "internal/testenv", "kernel-tests", "erofs/mount.go",
 		"blobmgr/cachefile_linux.go", "internal/daemon", // processes and leases; a person reads it as a whole
 		"cmd/containerd-erofsd-grpc/process.go", // pidfd
 	}},

@@ -70,6 +70,7 @@ func runDaemon(text string, log *slog.Logger) error {
 	}
 	o := daemon.Options{
 		Root: j.Root, Transport: j.Transport, NoCompletion: j.NoCompletion, FillTimeout: j.FillTimeout, Logger: log,
+		Sandbox: daemon.SandboxAuto, // as the product
 	}
 	if j.Device {
 		o.Device, o.Handover = os.NewFile(3, "held device"), true
@@ -202,6 +203,7 @@ func (p *process) killMounting(t testing.TB, mount func() error, unmount func())
 // being seen.
 func (p *process) awaitHelper(t testing.TB, asked <-chan error) (helper int) {
 	t.Helper()
+	mounter := childOf(p.cmd.Process.Pid) // it starts the helper
 	for {
 		select {
 		case err := <-asked:
@@ -211,7 +213,7 @@ func (p *process) awaitHelper(t testing.TB, asked <-chan error) (helper int) {
 			return 0
 		default:
 		}
-		if helper = childOf(p.cmd.Process.Pid); helper != 0 {
+		if helper = childOf(mounter); helper != 0 {
 			return helper
 		}
 	}
@@ -238,7 +240,7 @@ func (p *process) killServing(t testing.TB, helper int, asked <-chan error) {
 	await(t, "the mount helper to end", func() bool { s := stateOf(helper); return s == 'Z' || s == 0 })
 }
 
-// childOf returns a child of a process that is a mount helper, 0 if there is none.
+// childOf returns a child of a process that is a mounter or a mount helper, 0 if there is none.
 func childOf(parent int) int {
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range dirs {

@@ -87,6 +87,7 @@ func serve(text string, log *logging.Logger) error {
 	}
 	j.Options.Logger = log.Logger
 	j.Options.Nydusd.SetLevel = log.SetLevel
+	j.Options.Sandbox, j.Options.UnixSockets = daemon.SandboxAuto, true // as erofsd singleton
 	tell(log.Logger)
 	c, err := daemon.NewControl(j.Options, j.Socket)
 	if err != nil {

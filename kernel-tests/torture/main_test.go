@@ -79,7 +79,7 @@ func runWorker(args []string) int {
 	if err == nil {
 		err = json.Unmarshal([]byte(args[1]), &o)
 	}
-	o.Logger = log
+	o.Logger, o.Sandbox = log, daemon.SandboxAuto // as the product's worker
 	if err == nil && holder != nil {
 		o.Holder, err = holder, holder.Begin(ctx, log)
 	}
