@@ -123,7 +123,9 @@ func (c *Control) Run(ctx, force context.Context, socket string) (err error) {
 	d, taken := c.daemon, c.taken
 	c.state, c.taken = nydus.Stopped, nil
 	if d != nil {
-		d.o.Handover = d.o.Handover || c.sent
+		if c.sent {
+			d.handover.Store(true)
+		}
 	}
 	c.mu.Unlock()
 	if taken != nil {

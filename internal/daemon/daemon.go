@@ -119,6 +119,7 @@ type Daemon struct {
 	adopted    chan struct{} // closed when the images of a predecessor are in the tables
 	events     events
 	serving    atomic.Bool   // the kernel is answered
+	handover   atomic.Bool   // images are left for a later daemon: Options.Handover, or a supervisor has our state
 	lost       chan struct{} // closed when it is not any more
 	kernelErr  error         // why; read only after lost
 	stopKernel context.CancelFunc
@@ -182,6 +183,7 @@ func newDaemon(o Options) (*Daemon, error) {
 		images: map[imageKey]*image{}, mounts: map[string]*mount{}, devices: map[*blobmgr.Blob]*device{},
 		bindings: map[imageKey]*binding{}, culls: map[string]struct{}{}, remembered: map[imageKey]config.Image{}, adopted: make(chan struct{}), upgrading: make(turn, 1), yielded: make(chan struct{}), placing: make(turn, 1), removing: make(turn, 1), closed: make(chan struct{}, 1), lost: make(chan struct{}),
 	}
+	d.handover.Store(o.Handover)
 	if d.mounter == nil {
 		d.mounter = o.confinement.mounter()
 	}
@@ -274,7 +276,7 @@ func (d *Daemon) end(ctx, force context.Context) error {
 
 // handedOver is what the service manager keeps for the next daemon, nil if nothing.
 func (d *Daemon) handedOver() *os.File {
-	if !d.o.Handover {
+	if !d.handover.Load() {
 		return nil
 	}
 	return d.kernel.fd()
