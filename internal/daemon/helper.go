@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -106,16 +107,28 @@ func helperMount(devices int, boot string) error {
 // helperUnmount unmounts what is at point, the name that the table of mounts has, in which
 // there is no symbolic link: nobody who can make one may choose what is unmounted.
 func helperUnmount(point string, detach bool) error {
-	dir, err := unix.Openat2(unix.AT_FDCWD, filepath.Dir(point), &unix.OpenHow{
-		Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
-	})
-	if err != nil {
-		return &os.PathError{Op: "unmount", Path: point, Err: err}
-	}
-	if err := errors.Join(unix.Fchdir(dir), unix.Close(dir)); err != nil { // it is this process's alone
+	if err := enterDir(filepath.Dir(point)); err != nil {
 		return &os.PathError{Op: "unmount", Path: point, Err: err}
 	}
 	return erofs.Unmount(filepath.Base(point), detach)
+}
+
+// enterDir makes dir, an absolute name without symbolic links, the working directory: step
+// by step, because systemd's RestrictSUIDSGID= takes openat2 away.
+func enterDir(dir string) error {
+	if err := unix.Chdir("/"); err != nil {
+		return err
+	}
+	for _, name := range strings.FieldsFunc(dir, func(r rune) bool { return r == '/' }) {
+		fd, err := unix.Open(name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(unix.Fchdir(fd), unix.Close(fd)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func fdPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }

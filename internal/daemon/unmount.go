@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -158,8 +159,10 @@ func (d *Daemon) shutdown(ctx, force context.Context) bool {
 		return true
 	}
 	ctx = context.WithoutCancel(ctx)
+	level := slog.LevelInfo
 	for told := false; ; told = true {
-		left := d.unmountAll(ctx)
+		left := d.unmountAll(ctx, level)
+		level = slog.LevelDebug // it is tried every second
 		if left == 0 {
 			return true
 		}
@@ -180,9 +183,9 @@ func (d *Daemon) shutdown(ctx, force context.Context) bool {
 	}
 }
 
-// unmountAll unmounts what can be and returns how many incomplete images the
+// unmountAll unmounts what can be, logs what cannot at level, and returns how many incomplete images the
 // kernel still uses.
-func (d *Daemon) unmountAll(ctx context.Context) int {
+func (d *Daemon) unmountAll(ctx context.Context, level slog.Level) int {
 	d.reap()
 	var points []string
 	d.mu.Lock()
@@ -192,7 +195,7 @@ func (d *Daemon) unmountAll(ctx context.Context) int {
 	d.mu.Unlock()
 	for _, point := range points {
 		if err := d.Unmount(ctx, api.UnmountRequest{Mountpoint: point}); err != nil {
-			d.log.Debug("unmount at the end", "mountpoint", point, "err", err)
+			d.log.Log(ctx, level, "unmount at the end", "mountpoint", point, "err", err)
 		}
 	}
 	d.mu.Lock()
