@@ -46,6 +46,10 @@ type Options struct {
 	// Dir had before. Nil: there are none.
 	Sibling func(domain, id string) string
 
+	// RoomWait is how long a read waits at most for room in a full cache; 0: 20 s. Whoever
+	// asks with a deadline needs time after it to fetch.
+	RoomWait time.Duration
+
 	// Inherited returns a descriptor of the cache file of that name, which an earlier process
 	// opened before the file was watched and which is the caller's own; nil if there is
 	// none. It is used in place of a new one, if it is still that file. Nil: there are none.
@@ -119,7 +123,7 @@ func New(o Options) (*Manager, error) {
 		metrics:     newMetrics(o.Registerer),
 		completions: make(chan struct{}, completionRequests),
 		names:       make(map[string]*name),
-		room:        newRoom(),
+		room:        newRoom(o.RoomWait),
 		doubted:     make(map[string]bool),
 		siblings:    make(map[*sibling]bool),
 		scrubbing:   newTurn(),

@@ -1,14 +1,16 @@
 package blobmgr
 
 import (
+	"cmp"
 	"context"
 	"math"
 	"sync"
 	"time"
 )
 
-// roomWait is the longest time that a read waits for room. Then it is served all the
-// same: the cache's limit is a wish, the read is not.
+// roomWait is the longest time that a read waits for room, unless Options say less. Then it
+// is served all the same: the cache's limit is a wish, the read is not. Those that come
+// after it do not wait again before something went: what is read all the time does not.
 const roomWait = 20 * time.Second
 
 // Room is how much more disk cache files may take, counted from Manager.Growth's grown.
@@ -21,7 +23,8 @@ type Room struct {
 
 // A room keeps account of the disk that cache files take.
 type room struct {
-	short chan struct{} // told, without waiting, when somebody waits
+	short    chan struct{} // told, without waiting, when somebody waits
+	patience time.Duration // of a read
 
 	mu sync.Mutex // guards what follows
 	Room
@@ -31,13 +34,15 @@ type room struct {
 	told    int           // calls of SetRoom
 	evicted int64         // bytes, by Blob.Punch
 	waits   int64         // of reads
+	vain    bool          // one has waited, and nothing went
 	changed chan struct{} // closed, and made again, when a waiter should look again
 }
 
-func newRoom() *room {
+func newRoom(patience time.Duration) *room {
 	return &room{
-		Room:  Room{Unasked: math.MaxInt64, All: math.MaxInt64},
-		short: make(chan struct{}, 1), changed: make(chan struct{}),
+		patience: cmp.Or(patience, roomWait),
+		Room:     Room{Unasked: math.MaxInt64, All: math.MaxInt64},
+		short:    make(chan struct{}, 1), changed: make(chan struct{}),
 	}
 }
 
@@ -118,11 +123,11 @@ func (r *room) wait(ctx context.Context) {
 	if !r.over() {
 		return
 	}
-	t := time.NewTimer(roomWait)
+	t := time.NewTimer(r.patience)
 	defer t.Stop()
 	for {
 		r.mu.Lock()
-		ok, changed := r.fits() || !r.Coming, r.changed
+		ok, changed := r.fits() || !r.Coming || r.vain, r.changed
 		r.mu.Unlock()
 		if ok {
 			return
@@ -130,11 +135,20 @@ func (r *room) wait(ctx context.Context) {
 		select {
 		case <-changed:
 		case <-t.C:
+			r.giveUp()
 			return
 		case <-ctx.Done():
 			return
 		}
 	}
+}
+
+// giveUp lets all reads go on that wait.
+func (r *room) giveUp() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.vain = true
+	r.wake()
 }
 
 // over tells the owner if what was taken is above the limit, and reports whether waiting
@@ -146,10 +160,11 @@ func (r *room) over() bool {
 		return false
 	}
 	r.tell()
-	if r.Coming {
-		r.waits++
+	if !r.Coming || r.vain {
+		return false
 	}
-	return r.Coming
+	r.waits++
+	return true
 }
 
 // plead waits until there is room again after a write found the disk full, and reports
@@ -162,7 +177,7 @@ func (r *room) plead(ctx context.Context) bool {
 	if !limited {
 		return false
 	}
-	t := time.NewTimer(roomWait)
+	t := time.NewTimer(r.patience)
 	defer t.Stop()
 	for {
 		r.mu.Lock()
@@ -195,5 +210,6 @@ func (r *room) punched(n int64) {
 	defer r.mu.Unlock()
 	r.grown -= n
 	r.evicted += n
+	r.vain = false
 	r.wake()
 }
