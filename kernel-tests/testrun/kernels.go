@@ -117,7 +117,7 @@ func (s *summary) guests(ctx context.Context, g *guests, required bool) error {
 	}
 	s.note("booting guests:")
 	// One package after the other: each guest has as many processors as a small machine.
-	return s.goTest(ctx, nil, append([]string{"-count=1", "-p=1", "-timeout=15m", "-run", bootTests}, bootFolders...)...)
+	return s.goTest(ctx, asReleased, append([]string{"-count=1", "-p=1", "-timeout=15m", "-run", bootTests}, bootFolders...)...)
 }
 
 // guest runs the kernel tests in guests with the row's kernel, one after the other:
