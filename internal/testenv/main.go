@@ -22,10 +22,14 @@ const leakPatience = 3 * time.Second
 //
 //	func TestMain(m *testing.M) { testenv.Main(m) }
 //
-// It does not return. A run that fails anyhow and a fuzzing run are not checked.
-func Main(m *testing.M) {
+// It does not return. A run that fails anyhow and a fuzzing run are not checked. Each of
+// after is called when the tests have ended.
+func Main(m *testing.M, after ...func()) {
 	routines, files := goroutines(), openFiles()
 	code := m.Run()
+	for _, do := range after {
+		do()
+	}
 	if code == 0 && !fuzzing() {
 		if left := leaks(routines, files, leakPatience); len(left) > 0 {
 			fmt.Fprintf(os.Stderr, "FAIL: the tests left behind:\n%s\n", strings.Join(left, "\n"))

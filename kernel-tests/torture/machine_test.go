@@ -108,6 +108,7 @@ func startAs(t *testing.T, dir string, o daemon.Options, prepare func(*exec.Cmd)
 		_ = m.cmd.Wait() // how it ended is in its state
 	}()
 	t.Cleanup(m.cleanUp)
+	t.Cleanup(func() { total.deaths.Add(int64(m.deaths())) })
 	m.await("the daemon to serve", func() bool { return m.Health(t.Context()) == nil })
 	return m
 }

@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 	case os.Args[0] == workerName:
 		os.Exit(runWorker(os.Args[1:]))
 	}
-	testenv.Main(m)
+	testenv.Main(m, func() { fmt.Printf("total: %d workers died; %s\n", total.deaths.Load(), &total.tally) })
 }
 
 // runKeeper is what cmd/erofsd does as keeper.

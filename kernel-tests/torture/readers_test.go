@@ -75,16 +75,53 @@ func archive(t testing.TB, files map[string][]byte) []byte {
 	return b.Bytes()
 }
 
+// What came of a read.
+type outcome int
+
+const (
+	right outcome = iota
+	failed
+	wrong
+	zeros // wrong ones
+)
+
+// A tally counts reads by what came of them.
+type tally struct{ reads, wrong, zeros, failed atomic.Int64 }
+
+func (c *tally) add(o outcome) {
+	c.reads.Add(1)
+	switch o {
+	case failed:
+		c.failed.Add(1)
+	case zeros:
+		c.zeros.Add(1)
+		fallthrough
+	case wrong:
+		c.wrong.Add(1)
+	}
+}
+
+func (c *tally) String() string {
+	return fmt.Sprintf("%d reads, %d wrong, %d of these zeros, %d failed", c.reads.Load(), c.wrong.Load(), c.zeros.Load(), c.failed.Load())
+}
+
+// total is the tally of all tests, and how many workers died; TestMain prints it.
+var total struct {
+	tally
+	deaths atomic.Int64
+}
+
 // A score is what readers got.
 type score struct {
-	reads, wrong, zeros, failed atomic.Int64
+	tally
 
 	mu    sync.Mutex // guards first
 	first string     // that was not right
 }
 
-func (s *score) String() string {
-	return fmt.Sprintf("%d reads, %d wrong, %d of these zeros, %d failed", s.reads.Load(), s.wrong.Load(), s.zeros.Load(), s.failed.Load())
+func (s *score) add(o outcome) {
+	s.tally.add(o)
+	total.add(o)
 }
 
 // bad reports whether anything was not right.
@@ -201,8 +238,7 @@ func (s *score) waiter(all *sync.WaitGroup) func(t *testing.T, m *machine) {
 func (s *score) file(name string, want []byte, r *rand.Rand) {
 	f, err := os.Open(name)
 	if err != nil {
-		s.reads.Add(1)
-		s.failed.Add(1)
+		s.add(failed)
 		s.note("%v", err)
 		return
 	}
@@ -216,18 +252,20 @@ func (s *score) file(name string, want []byte, r *rand.Rand) {
 
 func (s *score) piece(f *os.File, off int64, want []byte) {
 	got := make([]byte, len(want))
-	s.reads.Add(1)
 	n, err := f.ReadAt(got, off)
 	switch {
 	case err != nil && err != io.EOF || n != len(want):
-		s.failed.Add(1)
+		s.add(failed)
 		s.note("%s at %d: %d of %d bytes, %v", f.Name(), off, n, len(want), err)
 	case !bytes.Equal(got, want):
-		s.wrong.Add(1)
 		if strings.Trim(string(got), "\x00") == "" {
-			s.zeros.Add(1)
+			s.add(zeros)
+		} else {
+			s.add(wrong)
 		}
 		s.note("%s at %d: %d wrong bytes", f.Name(), off, differ(got, want))
+	default:
+		s.add(right)
 	}
 }
 

@@ -1,0 +1,31 @@
+#!/bin/bash
+# The long forms of kernel-tests/power and kernel-tests/torture, one after the other: CUTS of
+# the power for each kernel, ROUNDS kills at every named place on this machine and in guests
+# with KERNELS, MINUTES each of a lying registry and of everything at once. SEED replays. It
+# ends with one line of counts, and with 1 if anything failed.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+export CUTS=${CUTS:-1000} ROUNDS=${ROUNDS:-100} MINUTES=${MINUTES:-10} CGO_ENABLED=0
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+failed=0
+
+run() {
+  go test -count=1 -timeout 0 -v "$@" | grep --line-buffered -E 'SEED|^ *---|_test\.go|^FAIL|^total' | tee -a "$log" || failed=1
+}
+
+run -run 'TestFanotify|TestGuests' ./kernel-tests/power
+for kernel in ${KERNELS:-6.1 6.12}; do
+  vm="go run github.com/erofsd/erofsd/kernel-tests/vm -timeout 24h -kernel $kernel -env ROUNDS=$ROUNDS${SEED:+ -env SEED=$SEED}"
+  run -tags failpoint -exec "$vm" -run 'TestKillMatrix|TestKilledTogether|TestKeeperKilled|TestSignals|TestUpgrade' ./kernel-tests/torture
+done
+run -tags failpoint ./kernel-tests/torture
+
+awk -v failed="$failed" '
+  /: cut at entry/ { cuts++ }
+  /^total:/ { died += $2; reads += $5; wrong += $7; zeros += $9; eio += $13 }
+  /^ *--- FAIL/ { bad++ }
+  END {
+    printf "cuts %d, workers killed %d, reads %d, wrong %d, zeros %d, EIO %d, tests failed %d\n", cuts, died, reads, wrong, zeros, eio, bad
+  }' "$log"
+exit "$failed"
