@@ -89,7 +89,7 @@ func newTransport(o HTTPOptions) (*http.Transport, error) {
 		t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 			c, err := dialer.DialContext(ctx, "unix", o.Socket)
 			if errors.Is(err, syscall.EPERM) {
-				err = fmt.Errorf("%w: the daemon's sandbox refuses unix sockets unless [image.backend.http-proxy] of its configuration names one (or --sandbox=off)", err)
+				err = fmt.Errorf("%w: the daemon's sandbox refuses unix sockets unless [image.backend.http-proxy] of its configuration names one, or it was started with --unix-sockets", err)
 			}
 			return c, err
 		}

@@ -226,7 +226,7 @@ func (c *command) options() daemon.Options {
 		Default: c.config.Image, Nydusd: c.nydusd,
 	}
 	o.Sandbox, o.User, o.MountBelow = d.Sandbox, d.User, d.MountBelow
-	o.UnixSockets = c.single // nydusd's API names backends that have one
+	o.UnixSockets = d.UnixSockets || c.single // nydusd's clients name backends that have one
 	if c.config.Log.File != "" {
 		o.Writable = []string{filepath.Dir(c.config.Log.File)}
 	}

@@ -49,6 +49,10 @@ func commonOptions() []option {
 			c.config.Daemon.User = v
 			return nil
 		}},
+		{"unix-sockets", "", "", "let the daemon connect to unix sockets that only the API names (backend http-proxy); singleton may always", "", func(c *command, _ string) error {
+			c.config.Daemon.UnixSockets = true
+			return nil
+		}},
 		{"no-completion", "", "", "do not fetch the rest of an image in the background", "", func(c *command, _ string) error {
 			c.noCompletion = true
 			return nil

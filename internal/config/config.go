@@ -28,6 +28,7 @@ type Daemon struct {
 	Sandbox      string   `key:"sandbox"`       // auto, strict or off: what the daemon gives up before it serves
 	User         string   `key:"user"`          // who it becomes then; "": it stays root
 	MountBelow   []string `key:"mount_below"`   // directories with all mount points; none: anywhere
+	UnixSockets  bool     `key:"unix_sockets"`  // the sandbox lets it connect to any
 }
 
 // Log is where records go, and which.

@@ -54,7 +54,8 @@ func (m *machine) begin(t *testing.T, root string) {
 	t.Helper()
 	var err error
 	m.Daemon, err = harness.StartDaemon(t.Context(), m.w.bin, root,
-		"--transport", "fanotify", "--no-completion", "--log-level", "debug", "--log-file", m.logFile, "--rlimit-nofile", "0")
+		"--transport", "fanotify", "--no-completion", "--log-level", "debug", "--log-file", m.logFile, "--rlimit-nofile", "0",
+		"--unix-sockets") // of a backend that only the API names
 	if err != nil {
 		t.Fatal(err)
 	}
