@@ -21,7 +21,7 @@ for kernel in ${KERNELS:-6.1 6.12}; do
 done
 run -tags failpoint ./kernel-tests/torture
 
-awk -v failed="$failed" '
+awk '
   /: cut at entry/ { cuts++ }
   /^total:/ { died += $2; reads += $5; wrong += $7; zeros += $9; eio += $13 }
   /^ *--- FAIL/ { bad++ }
