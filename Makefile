@@ -34,7 +34,7 @@ torture: # the long forms, see there: ROUNDS=, MINUTES=, CUTS=, KERNELS=, SEED=;
 	ROUNDS=$(ROUNDS) MINUTES=$(MINUTES) CUTS=$(CUTS) kernel-tests/torture/long.sh
 
 soak: # mounts, kills, upgrades, a lying registry and a full cache for MINUTES, then a line of counts
-	MINUTES=$(MINUTES) CGO_ENABLED=0 $(GO) test -tags failpoint -count=1 -timeout 0 -v -run 'TestSoak' ./kernel-tests/torture | grep -E 'SEED|---|_test.go|^FAIL|^total'
+	bash -o pipefail -c "MINUTES=$(MINUTES) CGO_ENABLED=0 $(GO) test -tags failpoint -count=1 -timeout 0 -v -run 'TestSoak' ./kernel-tests/torture | grep -E 'SEED|---|_test.go|^FAIL|^total'"
 
 demo: build # a Python program from a lazy image, behind a slow link
 	$(GO) run ./kernel-tests/demo

@@ -26,8 +26,14 @@ type soak struct {
 	s                 *score
 	mounted, upgrades int
 	begun, end        time.Time
-	early             int // kilobytes of memory at a tenth of the time
+	tenths            [10]memory // what the daemon took in each tenth of the time
 }
+
+// A memory is what the daemon took in a while. A worker lives for seconds and grows in them,
+// so only means are compared.
+type memory struct{ samples, kilobytes int }
+
+func (m memory) mean() int { return m.kilobytes / max(m.samples, 1) }
 
 // A soaked image is mounted and read.
 type soaked struct {
@@ -67,14 +73,17 @@ func TestSoak(t *testing.T) {
 	}
 	kills := stop()
 	k.finish()
-	late := k.m.memory()
 	for _, i := range k.images {
 		k.m.forget(i)
 	}
 	k.m.stop()
-	t.Logf("minutes %.1f, mounts %d, reads %d, wrong %d, EIO %d, kills %d, upgrades %d, lies %d, memory %d kB at a tenth, %d kB at the end",
+	warm, late := k.tenths[1].mean(), k.tenths[9].mean()
+	t.Logf("minutes %.1f, mounts %d, reads %d, wrong %d, EIO %d, kills %d, upgrades %d, lies %d, memory %d kB after a tenth, %d kB in the last, %+.2f %%",
 		time.Since(k.begun).Minutes(), k.mounted, k.s.reads.Load(), k.s.wrong.Load(), k.s.failed.Load(),
-		kills, k.upgrades, k.l.lies.Load(), k.early, late)
+		kills, k.upgrades, k.l.lies.Load(), warm, late, 100*float64(late-warm)/float64(max(warm, 1)))
+	if duration >= time.Hour && late > warm+warm/100 {
+		t.Errorf("the daemon grows: %v", k.tenths)
+	}
 	if k.s.wrong.Load() > 0 {
 		t.Errorf("%s; the first: %s", k.s, k.s.first)
 	}
@@ -100,8 +109,20 @@ func (k *soak) step() {
 	case n > 16:
 		k.l.lying.Store(!k.l.lying.Load())
 	}
-	if k.early == 0 && time.Since(k.begun) > k.end.Sub(k.begun)/10 {
-		k.early = k.m.memory()
+	k.weigh()
+}
+
+// weigh takes a sample of the memory, but not while a worker is replaced.
+func (k *soak) weigh() {
+	v, err := k.m.Version(context.Background())
+	if err != nil {
+		return
+	}
+	keeper, worker := k.m.resident(k.m.cmd.Process.Pid), k.m.resident(v.PID)
+	tenth := int(10 * time.Since(k.begun) / k.end.Sub(k.begun))
+	if keeper > 0 && worker > 0 && tenth < len(k.tenths) {
+		k.tenths[tenth].samples++
+		k.tenths[tenth].kilobytes += keeper + worker
 	}
 }
 
@@ -141,12 +162,6 @@ func (k *soak) finish() {
 		k.m.unmount(x.point)
 		k.mounts = k.mounts[1:]
 	}
-}
-
-// memory is what keeper and worker take, in kilobytes.
-func (m *machine) memory() int {
-	m.t.Helper()
-	return m.resident(m.cmd.Process.Pid) + m.resident(m.worker())
 }
 
 // resident is what a process takes in kilobytes, 0 if it has ended.
