@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/pelletier/go-toml/v2"
 
@@ -17,6 +19,8 @@ import (
 type config struct {
 	Root       string           `toml:"root"`
 	Address    string           `toml:"address"`
+	UID        int              `toml:"uid"`
+	GID        int              `toml:"gid"`
 	Log        logConfig        `toml:"log"`
 	Daemon     daemonConfig     `toml:"daemon"`
 	Images     imagesConfig     `toml:"images"`
@@ -26,8 +30,11 @@ type config struct {
 }
 
 type logConfig struct {
-	Level  string `toml:"level"`
-	Format string `toml:"format"`
+	Level       string `toml:"level"`
+	Format      string `toml:"format"`
+	File        string `toml:"file"`
+	RotationMiB int64  `toml:"rotation_mib"`
+	Keep        int    `toml:"keep"`
 }
 
 type daemonConfig struct {
@@ -70,7 +77,7 @@ func defaultConfig() config {
 	return config{
 		Root:       "/var/lib/containerd/io.containerd.snapshotter.v1.erofsd",
 		Address:    "/run/containerd-erofsd/containerd-erofsd-grpc.sock",
-		Log:        logConfig{Level: "info", Format: "text"},
+		Log:        logConfig{Level: "info", Format: "text", RotationMiB: 200, Keep: 5},
 		Daemon:     daemonConfig{Mode: modeStart, Socket: "/run/erofsd/erofsd.sock", Root: "/var/lib/erofsd", Args: []string{}},
 		Images:     imagesConfig{Share: snapshotter.ScopeAll},
 		Snapshots:  snapshotsConfig{OverlayOptions: []string{}},
@@ -79,30 +86,54 @@ func defaultConfig() config {
 	}
 }
 
-// loadConfig reads a configuration file over the defaults; "" is none.
-func loadConfig(name string) (config, error) {
-	c := defaultConfig()
-	if name == "" {
-		return c, c.validate()
+// loadConfig reads a configuration file, ours or nydus-snapshotter's, over the defaults; ""
+// is none. The warnings are about what nydus-snapshotter's has and this program does not do.
+func loadConfig(name string, as origin) (c config, warnings []string, err error) {
+	var text []byte
+	if name != "" {
+		if text, err = os.ReadFile(name); err != nil {
+			return c, nil, fmt.Errorf("read configuration: %w", err)
+		}
 	}
-	text, err := os.ReadFile(name)
-	if err != nil {
-		return c, fmt.Errorf("read configuration: %w", err)
-	}
-	d := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields()
-	err = d.Decode(&c)
-	if unknown := (*toml.StrictMissingError)(nil); errors.As(err, &unknown) {
-		err = fmt.Errorf("unknown keys:\n%s", unknown.String())
-	} else if bad := (*toml.DecodeError)(nil); errors.As(err, &bad) {
-		err = errors.New(bad.String())
+	document := map[string]any{}
+	err = decoded(toml.Unmarshal(text, &document))
+	switch {
+	case err != nil:
+	case as.isNydus(document, name):
+		c, warnings, err = nydusConfig(document, as.flags)
+	default:
+		c, err = ownConfig(text, as)
 	}
 	if err == nil {
 		err = c.validate()
 	}
 	if err != nil {
-		return c, fmt.Errorf("read configuration %s: %w", name, err)
+		return c, nil, fmt.Errorf("read configuration %s: %w", name, err)
 	}
-	return c, nil
+	return c, warnings, nil
+}
+
+// ownConfig reads our own format; a key that is not known is an error.
+func ownConfig(text []byte, as origin) (config, error) {
+	c := defaultConfig()
+	if as.nydusName {
+		c.Root, c.Address = nydusRoot, nydusAddress
+	}
+	if len(as.flags) > 0 {
+		return c, fmt.Errorf("%s: only with nydus-snapshotter's configuration (version = 1); here they are keys", strings.Join(slices.Sorted(maps.Keys(as.flags)), ", "))
+	}
+	return c, decoded(toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields().Decode(&c))
+}
+
+// decoded gives an error of the decoder the lines that it is about.
+func decoded(err error) error {
+	if unknown := (*toml.StrictMissingError)(nil); errors.As(err, &unknown) {
+		return fmt.Errorf("unknown keys:\n%s", unknown.String())
+	}
+	if bad := (*toml.DecodeError)(nil); errors.As(err, &bad) {
+		return errors.New(bad.String())
+	}
+	return err
 }
 
 // maxSocket is the longest path of a unix socket.
@@ -122,6 +153,9 @@ func (c config) validate() error {
 	for key, path := range map[string]string{"address": c.Address, "daemon.socket": c.Daemon.Socket} {
 		find(len(path) > maxSocket, "%s: a socket's path has at most %d bytes", key, maxSocket)
 	}
+	find(c.UID < 0 || c.GID < 0, "uid, gid: %d and %d are no ids", c.UID, c.GID)
+	find(c.Log.File != "" && !filepath.IsAbs(c.Log.File), "log.file: %q is no absolute path", c.Log.File)
+	find(c.Log.RotationMiB < 0 || c.Log.RotationMiB > 1<<20, "log.rotation_mib: want 0 to %d", 1<<20)
 	find(!slices.Contains([]string{modeStart, modeConnect}, c.Daemon.Mode), "daemon.mode: %q is none of start, connect", c.Daemon.Mode)
 	find(!slices.Contains([]snapshotter.Scope{snapshotter.ScopeAll, snapshotter.ScopeNamespace, snapshotter.ScopeImage}, c.Images.Share),
 		"images.share: %q is none of all, namespace, image", c.Images.Share)

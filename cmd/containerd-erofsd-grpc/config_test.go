@@ -22,9 +22,12 @@ func shipped(t *testing.T) string {
 
 // TestShipped wants every key there, with its default.
 func TestShipped(t *testing.T) {
-	got, err := loadConfig(shipped(t))
+	got, warnings, err := loadConfig(shipped(t), origin{})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if len(warnings) > 0 {
+		t.Errorf("warnings %q", warnings)
 	}
 	if diff := cmp.Diff(defaultConfig(), got); diff != "" {
 		t.Errorf("configuration (-default +shipped):\n%s", diff)
@@ -95,7 +98,7 @@ func TestBadConfig(t *testing.T) {
 		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		_, err := loadConfig(name)
+		_, _, err := loadConfig(name, origin{})
 		if err == nil {
 			t.Errorf("%q is accepted", text)
 			continue

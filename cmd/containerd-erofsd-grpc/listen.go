@@ -22,25 +22,38 @@ type server struct {
 	listener net.Listener
 }
 
-// listen opens the socket, for root alone. One that nobody answers at is left over and
-// replaced; anything else at its place is an error.
-func listen(address string, sn snapshots.Snapshotter) (*server, error) {
-	if err := os.MkdirAll(filepath.Dir(address), 0o700); err != nil {
-		return nil, fmt.Errorf("listen at %s: %w", address, err)
-	}
-	if err := removeStale(address); err != nil {
-		return nil, fmt.Errorf("listen at %s: %w", address, err)
-	}
-	l, err := net.Listen("unix", address)
+// listen opens the socket for containerd.
+func listen(c config, sn snapshots.Snapshotter) (*server, error) {
+	l, err := listenUnix(c.Address, c.UID, c.GID)
 	if err != nil {
-		return nil, fmt.Errorf("listen at %s: %w", address, err)
-	}
-	if err := os.Chmod(address, 0o600); err != nil {
-		return nil, errors.Join(fmt.Errorf("listen at %s: %w", address, err), l.Close())
+		return nil, err
 	}
 	s := &server{grpc: grpc.NewServer(), listener: l}
 	snapshotsapi.RegisterSnapshotsServer(s.grpc, snapshotservice.FromSnapshotter(sn))
 	return s, nil
+}
+
+// listenUnix opens a socket for its owner alone. One that nobody answers at is left over and
+// replaced; anything else at its place is an error.
+func listenUnix(address string, uid, gid int) (net.Listener, error) {
+	l, err := openUnix(address)
+	if err != nil {
+		return nil, fmt.Errorf("listen at %s: %w", address, err)
+	}
+	if err := errors.Join(os.Chmod(address, 0o600), os.Lchown(address, uid, gid)); err != nil {
+		return nil, errors.Join(fmt.Errorf("listen at %s: %w", address, err), l.Close())
+	}
+	return l, nil
+}
+
+func openUnix(address string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(address), 0o700); err != nil {
+		return nil, err
+	}
+	if err := removeStale(address); err != nil {
+		return nil, err
+	}
+	return net.Listen("unix", address)
 }
 
 func removeStale(address string) error {

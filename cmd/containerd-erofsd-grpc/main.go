@@ -38,6 +38,7 @@ func run(args []string, out io.Writer) (err error) {
 	file := flags.String("config", "", "configuration `FILE`, TOML; without it everything has its default")
 	check := flags.Bool("check", false, "only say whether the configuration is right")
 	version := flags.BoolP("version", "V", false, "print the version")
+	addNydusFlags(flags)
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -48,12 +49,14 @@ func run(args []string, out io.Writer) (err error) {
 	case flags.NArg() > 0:
 		return fmt.Errorf("unexpected argument %q; see --help", flags.Arg(0))
 	}
-	c, err := loadConfig(*file)
+	c, warnings, err := loadConfig(*file, originOf(os.Args[0], flags))
 	if err != nil || *check {
-		return err
+		return errors.Join(err, say(out, warnings))
 	}
 	syscall.Umask(0o077) // sockets and snapshots are for root alone, from their first moment
-	log, err := logging.New(logging.Options{Level: c.Log.Level, Format: c.Log.Format})
+	log, err := logging.New(logging.Options{
+		Level: c.Log.Level, Format: c.Log.Format, File: c.Log.File, RotationSize: c.Log.RotationMiB << 20, Keep: c.Log.Keep,
+	})
 	if err != nil {
 		return err
 	}
@@ -64,9 +67,22 @@ func run(args []string, out io.Writer) (err error) {
 	}()
 	slog.SetDefault(log.Logger)
 	containerdlog.UseSlog()
+	for _, w := range warnings {
+		log.Warn("configuration: " + w)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	return serve(ctx, c, log.Logger)
+}
+
+// say prints a line for each warning.
+func say(out io.Writer, warnings []string) error {
+	var errs []error
+	for _, w := range warnings {
+		_, err := fmt.Fprintln(out, "warning:", w)
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 // serve is the snapshotter until ctx ends. It answers containerd before the daemon is
@@ -94,7 +110,7 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, sn.Close()) }()
-	server, err := listen(c.Address, sn)
+	server, err := listen(c, sn)
 	if err != nil {
 		return err
 	}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 
@@ -23,9 +22,9 @@ type object = map[string]any
 func (c backendConfig) source() (snapshotter.Source, error) {
 	template := object{}
 	if c.Template != "" {
-		text, err := os.ReadFile(c.Template)
+		text, err := readTemplate(c.Template)
 		if err != nil {
-			return nil, fmt.Errorf("read backend.template: %w", err)
+			return nil, err
 		}
 		if err := json.Unmarshal(text, &template); err != nil {
 			return nil, fmt.Errorf("read backend.template %s: %w", c.Template, err)
