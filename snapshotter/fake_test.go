@@ -29,6 +29,7 @@ type fakeDaemon struct {
 	calls  []string
 	down   error // of every call
 	usage  api.Usage
+	wanted []api.PrefetchRequest
 
 	hung    chan struct{} // nil: not
 	waiting atomic.Int32  // calls that hang
@@ -197,6 +198,13 @@ func (d *fakeDaemon) Remove(ctx context.Context, r api.RemoveRequest) error {
 	}
 	delete(d.kept, key)
 	return nil
+}
+
+func (d *fakeDaemon) Prefetch(_ context.Context, r api.PrefetchRequest) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.wanted = append(d.wanted, r)
+	return d.call("prefetch")
 }
 
 func (d *fakeDaemon) Usage(context.Context, api.ImageRequest) (api.Usage, error) {

@@ -28,6 +28,8 @@ type images struct {
 	mounted map[string]bool         // by snapshot: mounted since the daemon was started last
 	turns   map[string]*countedTurn // by record.key
 	owners  map[string]string       // by what is counted: the snapshot that it is counted for
+
+	failures map[string]string // by snapshot: why its image was not mounted
 }
 
 // A countedTurn is in the table as long as somebody wants it.
@@ -37,7 +39,9 @@ type countedTurn struct {
 }
 
 func newImages() *images {
-	return &images{mounted: map[string]bool{}, turns: map[string]*countedTurn{}, owners: map[string]string{}}
+	return &images{
+		mounted: map[string]bool{}, turns: map[string]*countedTurn{}, owners: map[string]string{}, failures: map[string]string{},
+	}
 }
 
 // take waits until nobody else changes the image called key; give lets the next one do so.
@@ -102,24 +106,35 @@ func (s *Snapshotter) mountImage(ctx context.Context, l lazyLayer) (string, erro
 	if s.images.isMounted(l.id) && isEROFS(point) {
 		return point, nil
 	}
-	r, err := s.recordOf(ctx, l)
-	if err != nil {
-		return "", fmt.Errorf("mount the image of snapshot %s: %w", l.id, err)
-	}
-	give, err := s.images.take(ctx, r.key())
+	err := s.mountFirst(ctx, l)
+	s.images.setFailure(l.id, err)
 	if err != nil {
 		return "", err
 	}
+	return point, nil
+}
+
+// mountFirst is mountImage for an image that is not known to be mounted.
+func (s *Snapshotter) mountFirst(ctx context.Context, l lazyLayer) error {
+	r, err := s.recordOf(ctx, l)
+	if err != nil {
+		return fmt.Errorf("mount the image of snapshot %s: %w", l.id, err)
+	}
+	give, err := s.images.take(ctx, r.key())
+	if err != nil {
+		return err
+	}
 	defer give()
-	if s.images.isMounted(l.id) && isEROFS(point) {
-		return point, nil
+	if s.images.isMounted(l.id) && isEROFS(s.point(l.id)) {
+		return nil
 	}
 	if err := s.bindAndMount(ctx, l, r); err != nil {
-		return "", fmt.Errorf("mount image %s: %w", r.name(), err)
+		return fmt.Errorf("mount image %s: %w", r.name(), err)
 	}
 	s.images.setMounted(l.id)
+	s.grant(ctx, r)
 	s.log.Info("image is mounted and served lazily", "image", r.name(), "snapshot", l.id)
-	return point, nil
+	return nil
 }
 
 // recordOf returns what the daemon knows, or is going to know, the image of l as. A bootstrap

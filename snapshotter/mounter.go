@@ -21,6 +21,7 @@ type Mounter interface {
 	Unmount(ctx context.Context, r api.UnmountRequest) error
 	UnbindImage(ctx context.Context, r api.ImageRequest) error
 	Remove(ctx context.Context, r api.RemoveRequest) error
+	Prefetch(ctx context.Context, r api.PrefetchRequest) error // of a mounted image
 	Usage(ctx context.Context, r api.ImageRequest) (api.Usage, error)
 	Status(ctx context.Context) (api.Status, error)
 }

@@ -32,6 +32,7 @@ type Snapshotter struct {
 	find    Finder // nil: nobody to ask
 	scope   Scope
 	images  *images
+	wishes  wishes
 	recover chan struct{} // images may have to be mounted again; capacity 1
 
 	sweeping turn          // who removes garbage

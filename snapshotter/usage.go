@@ -86,6 +86,7 @@ func (m *images) disown(id string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.mounted, id)
+	delete(m.failures, id)
 	for what, owner := range m.owners {
 		if owner == id {
 			delete(m.owners, what)
