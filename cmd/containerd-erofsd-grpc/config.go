@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,6 +23,8 @@ type config struct {
 	UID        int              `toml:"uid"`
 	GID        int              `toml:"gid"`
 	Log        logConfig        `toml:"log"`
+	System     systemConfig     `toml:"system"`
+	Metrics    metricsConfig    `toml:"metrics"`
 	Daemon     daemonConfig     `toml:"daemon"`
 	Images     imagesConfig     `toml:"images"`
 	Snapshots  snapshotsConfig  `toml:"snapshots"`
@@ -35,6 +38,17 @@ type logConfig struct {
 	File        string `toml:"file"`
 	RotationMiB int64  `toml:"rotation_mib"`
 	Keep        int    `toml:"keep"`
+}
+
+type systemConfig struct {
+	Address string `toml:"address"`
+	UID     int    `toml:"uid"`
+	GID     int    `toml:"gid"`
+	Pprof   string `toml:"pprof"`
+}
+
+type metricsConfig struct {
+	Address string `toml:"address"`
 }
 
 type daemonConfig struct {
@@ -78,6 +92,7 @@ func defaultConfig() config {
 		Root:       "/var/lib/containerd/io.containerd.snapshotter.v1.erofsd",
 		Address:    "/run/containerd-erofsd/containerd-erofsd-grpc.sock",
 		Log:        logConfig{Level: "info", Format: "text", RotationMiB: 200, Keep: 5},
+		System:     systemConfig{Address: "/run/containerd-erofsd/system.sock"},
 		Daemon:     daemonConfig{Mode: modeStart, Socket: "/run/erofsd/erofsd.sock", Root: "/var/lib/erofsd", Args: []string{}},
 		Images:     imagesConfig{Share: snapshotter.ScopeAll},
 		Snapshots:  snapshotsConfig{OverlayOptions: []string{}},
@@ -117,7 +132,7 @@ func loadConfig(name string, as origin) (c config, warnings []string, err error)
 func ownConfig(text []byte, as origin) (config, error) {
 	c := defaultConfig()
 	if as.nydusName {
-		c.Root, c.Address = nydusRoot, nydusAddress
+		c.Root, c.Address, c.System.Address = nydusRoot, nydusAddress, nydusSystem
 	}
 	if len(as.flags) > 0 {
 		return c, fmt.Errorf("%s: only with nydus-snapshotter's configuration (version = 1); here they are keys", strings.Join(slices.Sorted(maps.Keys(as.flags)), ", "))
@@ -153,6 +168,19 @@ func (c config) validate() error {
 	for key, path := range map[string]string{"address": c.Address, "daemon.socket": c.Daemon.Socket} {
 		find(len(path) > maxSocket, "%s: a socket's path has at most %d bytes", key, maxSocket)
 	}
+	if c.System.Address != "" {
+		find(!filepath.IsAbs(c.System.Address), "system.address: %q is no absolute path", c.System.Address)
+		find(len(c.System.Address) > maxSocket, "system.address: a socket's path has at most %d bytes", maxSocket)
+	}
+	if c.System.Pprof != "" {
+		err := checkPprof(c.System.Pprof)
+		find(err != nil, "system.pprof: %w", err)
+	}
+	if c.Metrics.Address != "" {
+		_, _, err := net.SplitHostPort(c.Metrics.Address)
+		find(err != nil, "metrics.address: want HOST:PORT: %w", err)
+	}
+	find(min(c.System.UID, c.System.GID) < 0, "system.uid, system.gid: %d and %d are no ids", c.System.UID, c.System.GID)
 	find(c.UID < 0 || c.GID < 0, "uid, gid: %d and %d are no ids", c.UID, c.GID)
 	find(c.Log.File != "" && !filepath.IsAbs(c.Log.File), "log.file: %q is no absolute path", c.Log.File)
 	find(c.Log.RotationMiB < 0 || c.Log.RotationMiB > 1<<20, "log.rotation_mib: want 0 to %d", 1<<20)

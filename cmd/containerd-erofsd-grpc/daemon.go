@@ -22,8 +22,9 @@ import (
 // outlives the snapshotter, and is found again by the next one.
 type daemon struct {
 	*api.Client
-	c   daemonConfig
-	log *slog.Logger
+	c     daemonConfig
+	log   *slog.Logger
+	event func(name string) // is told that it is RUNNING, or has DIED
 
 	mu    sync.Mutex    // guards what follows
 	up    chan struct{} // closed while the daemon answers
@@ -39,8 +40,8 @@ type child struct {
 	err   error // how; set before ended is closed
 }
 
-func newDaemon(c daemonConfig, log *slog.Logger) *daemon {
-	return &daemon{Client: api.NewClient(c.Socket), c: c, log: log, up: make(chan struct{})}
+func newDaemon(c daemonConfig, log *slog.Logger, event func(name string)) *daemon {
+	return &daemon{Client: api.NewClient(c.Socket), c: c, log: log, event: event, up: make(chan struct{})}
 }
 
 // Times of the daemon's life.
@@ -114,6 +115,7 @@ func (d *daemon) accompany(ctx context.Context, v *vigil, p *process, started fu
 	close(d.up)
 	d.mu.Unlock()
 	started()
+	d.event("RUNNING")
 	d.log.Info("erofsd answers", "socket", d.c.Socket, "pid", p.pid)
 	err := p.wait(ctx)
 	d.mu.Lock()
@@ -122,6 +124,7 @@ func (d *daemon) accompany(ctx context.Context, v *vigil, p *process, started fu
 	if ctx.Err() != nil {
 		return
 	}
+	d.event("DIED")
 	d.log.Warn("erofsd's process has ended", "pid", p.pid, "err", err)
 	v.silent, v.grace = time.Now(), graceTime
 	if v.silent.Sub(born) > longLife {

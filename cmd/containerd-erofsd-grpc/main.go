@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"sync"
 	"syscall"
 	"time"
 
@@ -88,7 +89,8 @@ func say(out io.Writer, warnings []string) error {
 // serve is the snapshotter until ctx ends. It answers containerd before the daemon is
 // there: only who wants a lazy image has to wait for that.
 func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
-	d := newDaemon(c.Daemon, log)
+	m := newMetrics()
+	d := newDaemon(c.Daemon, log, m.event)
 	defer d.close()
 	source, err := c.Backend.source()
 	if err != nil {
@@ -110,24 +112,27 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, sn.Close()) }()
-	server, err := listen(c, sn)
+	m.registry.MustRegister(reader{sn, d, time.Now()})
+	server, err := listen(c, measured{sn, sn, m})
 	if err != nil {
 		return err
 	}
+	beside, err := openWebs(c, (&system{c, sn, d}).handler(), m.handler())
+	if err != nil {
+		return errors.Join(err, server.listener.Close())
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	watched := make(chan struct{})
-	go func() {
-		defer close(watched)
-		d.watch(ctx, sn.Recover, sn.Abandon)
-	}()
+	var running sync.WaitGroup
+	running.Go(func() { d.watch(ctx, sn.Recover, sn.Abandon) })
+	running.Go(func() { beside.serve(ctx, log) })
 	log.Info("serves containerd", "address", c.Address, "root", c.Root, "version", buildVersion())
 	if err := notify("READY=1"); err != nil {
 		log.Warn("tell the service manager", "err", err)
 	}
 	err = server.serve(ctx)
 	cancel()
-	<-watched
+	running.Wait()
 	log.Info("ends; the daemon and what it has mounted stay")
 	return err
 }

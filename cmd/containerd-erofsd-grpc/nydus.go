@@ -20,6 +20,7 @@ const (
 	nydusName     = "containerd-nydus-grpc"
 	nydusRoot     = "/var/lib/containerd/io.containerd.snapshotter.v1.nydus"
 	nydusAddress  = "/run/containerd-nydus/containerd-nydus-grpc.sock"
+	nydusSystem   = "/run/containerd-nydus/system.sock"
 	nydusTemplate = "/etc/nydus/nydusd-config.json"
 )
 
@@ -125,7 +126,7 @@ func nydusConfig(document, flags map[string]any) (config, []string, error) {
 		}
 	}
 	c := defaultConfig()
-	c.Root, c.Address = nydusRoot, nydusAddress
+	c.Root, c.Address, c.System.Address = nydusRoot, nydusAddress, nydusSystem
 	rules := nydusRules()
 	var warnings []string
 	var errs []error
@@ -166,6 +167,9 @@ func completeNydus(c *config, keys map[string]any) (warnings []string, err error
 			dir = filepath.Join(c.Root, "logs")
 		}
 		c.Log.File = filepath.Join(dir, "nydus-snapshotter.log")
+	}
+	if keys["system.enable"] != true {
+		c.System.Address, c.System.Pprof = "", ""
 	}
 	// What is fetched goes where it went: the default's disk may have no room for it.
 	cache, _ := keys["cache_manager.cache_dir"].(string)

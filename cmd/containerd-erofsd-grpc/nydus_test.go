@@ -43,14 +43,14 @@ func TestNydusConfig(t *testing.T) {
 	want := defaultConfig()
 	want.Root, want.Address = "/data/containerd-nydus", nydusAddress
 	want.Log = logConfig{Level: "debug", Format: "text", File: "/data/containerd-nydus/logs/nydus-snapshotter.log", RotationMiB: 100, Keep: 6}
+	want.System.Address, want.Metrics.Address = nydusSystem, ":9110"
 	want.Daemon.Root = "/data/containerd-nydus/cache/erofsd"
 	want.Backend.Template, want.Backend.SkipVerify = "/etc/nydus/nydusd-config.fscache.json", true
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("configuration (-want +got):\n%s", diff)
 	}
 	checkWarnings(t, warnings, "cgroup.enable", "daemon.log_rotation_size", "daemon.nydusd_path", "daemon.nydusimage_path", "daemon.threads_number",
-		"log.log_rotation_local_time", "log.log_rotation_max_age", "metrics.address", "system.address", "system.debug.daemon_cpu_profile_duration_secs",
-		"system.debug.pprof_address", "system.enable")
+		"log.log_rotation_local_time", "log.log_rotation_max_age", "system.debug.daemon_cpu_profile_duration_secs")
 }
 
 // TestNydusKeys wants each key used, without effect and said so, or refused.
@@ -71,6 +71,16 @@ func TestNydusKeys(t *testing.T) {
 		{text: "daemon_mode = \"none\"\ndaemon.fs_driver = \"fusedev\"", refusal: "daemon.mode = \"connect\""},
 		{text: `daemon_mode = "perhaps"`, refusal: "daemon_mode: "},
 		{text: `cleanup_on_close = true`, warning: "cleanup_on_close"},
+		{text: `system.address = "/s.sock"`, used: func(c config) bool { return c.System.Address == "" }},
+		{text: `system = {enable = true, address = "/s.sock", uid = 5, gid = 6}`, used: func(c config) bool {
+			return c.System == systemConfig{Address: "/s.sock", UID: 5, GID: 6}
+		}},
+		{text: `system = {enable = true, debug = {pprof_address = "127.0.0.1:9011"}}`, used: func(c config) bool { return c.System.Pprof == "127.0.0.1:9011" }},
+		{text: `system = {enable = true, debug = {pprof_address = ":9011"}}`, refusal: "open to other machines"},
+		{text: `system.debug.daemon_cpu_profile_duration_secs = 5`, warning: "system.debug.daemon_cpu_profile_duration_secs"},
+		{text: `metrics.address = ":9110"`, used: func(c config) bool { return c.Metrics.Address == ":9110" }},
+		{text: `metrics.address = "9110"`, refusal: "metrics.address"},
+		{text: `metrics.collect_interval = "5s"`, warning: "metrics.collect_interval"},
 		{text: `cgroup = {enable = true, memory_limit = "1GiB"}`, refusal: "MemoryMax="},
 		{text: `cgroup.memory_limit = "1GiB"`, used: func(config) bool { return true }},
 		{text: `daemon.nydusd_path = "/opt/erofsd"`, used: func(c config) bool { return c.Daemon.Executable == "/opt/erofsd" }},

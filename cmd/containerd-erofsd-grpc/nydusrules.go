@@ -50,6 +50,16 @@ func serviceRules() map[string]rule {
 		"daemon_mode":      known(unused("one erofsd serves all images", "shared", ""), "", "dedicated", "multiple", "shared", "none"),
 		"cleanup_on_close": unused("images stay mounted when the snapshotter ends, because containers read from them", false),
 
+		"system.enable":  used(func(*config, bool) error { return nil }), // completeNydus
+		"system.address": text(func(c *config) *string { return &c.System.Address }),
+		"system.uid":     number(func(c *config) *int { return &c.System.UID }),
+		"system.gid":     number(func(c *config) *int { return &c.System.GID }),
+		"system.debug.daemon_cpu_profile_duration_secs": unused("erofsd is not profiled when it starts", int64(0)),
+		"system.debug.pprof_address":                    text(func(c *config) *string { return &c.System.Pprof }),
+		"metrics.address":                               text(func(c *config) *string { return &c.Metrics.Address }),
+		"metrics.hung_io_interval":                      unused("erofsd's own metrics have the requests that wait", "", "10s"),
+		"metrics.collect_interval":                      unused("figures are read when they are asked for", "", "1m"),
+
 		"cgroup.enable":       unused("erofsd stays in the snapshotter's cgroup", false),
 		"cgroup.memory_limit": used(func(*config, string) error { return nil }), // completeNydus
 	}

@@ -97,6 +97,10 @@ root = "DIR/cache"
 args = ["--rlimit-nofile", "0"]
 [containerd]
 address = ""
+[system]
+address = "DIR/run/system.sock"
+[metrics]
+address = "127.0.0.1:0"
 `)
 	if err := os.WriteFile(r.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -236,6 +240,9 @@ func TestService(t *testing.T) {
 		}
 	}
 	worker, keeper := r.daemon(t)
+	if status, body := get(t, "unix", filepath.Join(r.dir, "run", "system.sock"), "/api/v1/daemons"); status != 200 || !strings.Contains(body, strconv.Itoa(worker)) {
+		t.Errorf("the system API: %d %s; want process %d", status, body, worker)
+	}
 	second := exec.Command(filepath.Join(r.bin, "containerd-erofsd-grpc"), "--config", r.config)
 	if out, err := second.CombinedOutput(); err == nil || !strings.Contains(string(out), "another") {
 		t.Errorf("a second one: %v\n%s", err, out)
