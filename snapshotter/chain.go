@@ -16,6 +16,8 @@ type snapshot struct {
 	lazy *lazyLayer // the nearest bootstrap below it; nil: none
 	over int        // how many of its parents are over that
 	data bool       // it lies on data whose bootstrap is not below it
+
+	image, why string // of its parent: the reference, and what was decided by
 }
 
 // find returns the active snapshot or view called key. It needs a transaction.
@@ -37,6 +39,10 @@ func (sn *snapshot) look(ctx context.Context) error {
 		id, info, _, err := storage.GetInfo(ctx, name)
 		if err != nil {
 			return fmt.Errorf("parent %s: %w", name, err)
+		}
+		if sn.why == "" {
+			sn.image = referenceIn(info.Labels)
+			_, sn.why = decision(info.Labels)
 		}
 		switch {
 		case sn.lazy != nil:

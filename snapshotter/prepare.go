@@ -18,6 +18,10 @@ import (
 func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	labels, err := labelsOf(opts)
 	if err == nil {
+		if chainID := labels[labelTarget]; chainID != "" {
+			what, why := decision(labels)
+			s.log.Debug("layer is "+what, "layer", chainID, "image", referenceIn(labels), "why", why)
+		}
 		switch kindOf(labels) {
 		case dataLayer:
 			err = s.skip(ctx, key, target{chainID: labels[labelTarget], parent: parent, labels: labels})
@@ -59,11 +63,25 @@ func (s *Snapshotter) make(ctx context.Context, kind snapshots.Kind, key, parent
 	if err == nil {
 		err = s.ownAsImage(sn)
 	}
+	s.tell(sn, err)
 	if err != nil {
 		err = fmt.Errorf("prepare snapshot %s: %w", key, err)
 		return nil, errors.Join(err, s.Remove(context.WithoutCancel(ctx), key))
 	}
 	return m, nil
+}
+
+// tell has logged whether a container's image is served lazily, and why.
+func (s *Snapshotter) tell(sn snapshot, err error) {
+	switch {
+	case sn.info.Labels[labelTarget] != "" || sn.info.Parent == "": // no container's
+	case err != nil:
+		s.log.Warn("image is not served", "snapshot", sn.info.Name, "parent", sn.info.Parent, "why", err)
+	case sn.lazy != nil:
+		s.log.Info("image is served lazily", "image", sn.lazy.reference, "snapshot", sn.info.Name, "why", "erofsd has it mounted")
+	default:
+		s.log.Info("image is not served lazily", "image", sn.image, "snapshot", sn.info.Name, "parent", sn.info.Parent, "why", sn.why)
+	}
 }
 
 // Mounts returns the mounts of an active snapshot or a view again.
