@@ -99,6 +99,7 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 	opts := []snapshotter.Opt{
 		snapshotter.WithLogger(log), snapshotter.WithScope(c.Images.Share), snapshotter.WithOverlayOptions(c.Snapshots.OverlayOptions...),
 	}
+	s := system{c: c, daemon: d}
 	if c.Containerd.Address != "" {
 		f, err := newFinder(c.Containerd.Address)
 		if err != nil {
@@ -106,6 +107,7 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 		}
 		defer f.close()
 		opts = append(opts, snapshotter.WithFinder(f.find))
+		s.tops = f.tops
 	}
 	sn, err := snapshotter.New(c.Root, d, source, opts...)
 	if err != nil {
@@ -117,7 +119,8 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	beside, err := openWebs(c, (&system{c, sn, d}).handler(), m.handler())
+	s.images = sn
+	beside, err := openWebs(c, s.handler(), m.handler())
 	if err != nil {
 		return errors.Join(err, server.listener.Close())
 	}

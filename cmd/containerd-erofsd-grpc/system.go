@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -23,12 +24,14 @@ type system struct {
 	c      config
 	images imageKeeper
 	daemon daemonKeeper
+	tops   func(ctx context.Context, name string) (chainIDs []string, err error) // nil: nobody knows
 }
 
 // imageKeeper is the snapshotter.
 type imageKeeper interface {
 	Images(ctx context.Context) ([]snapshotter.Image, error)
 	Prefetch(ctx context.Context, reference string, files []string) error
+	Explain(ctx context.Context, reference string, chainIDs []string) ([]api.Explanation, error)
 }
 
 // daemonKeeper is erofsd.
@@ -46,7 +49,9 @@ type daemonKeeper interface {
 //	GET /api/v1/daemons/{id}/backend  → backendInfo, without secrets
 //	PUT /api/v1/prefetch              []prefetchRequest
 //
-// An error is {"code", "message"}.
+//	GET /api/erofsd/v1/explain?image= → []api.Explanation
+//
+// An error is {"code", "message"}, of the last one {"error"}.
 func (s *system) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /api/v1/daemons", s.daemons)
@@ -56,7 +61,33 @@ func (s *system) handler() http.Handler {
 	mux.HandleFunc("PUT /api/v1/daemons/upgrade", s.upgrade)
 	mux.HandleFunc("GET /api/v1/daemons/{id}/backend", s.backend)
 	mux.HandleFunc("PUT /api/v1/prefetch", s.prefetch)
+	mux.HandleFunc("GET "+api.Prefix+"/explain", s.explain)
 	return mux
+}
+
+// explainTime is how long containerd may take to say what an image consists of.
+const explainTime = 10 * time.Second
+
+func (s *system) explain(w http.ResponseWriter, r *http.Request) {
+	reference := r.URL.Query().Get("image")
+	var chains []string
+	var notAsked error
+	if s.tops != nil && reference != "" {
+		ctx, cancel := context.WithTimeout(r.Context(), explainTime)
+		defer cancel()
+		chains, notAsked = s.tops(ctx, reference)
+	}
+	list, err := s.images.Explain(r.Context(), reference, chains)
+	if err == nil && len(list) == 0 && notAsked != nil {
+		err = fmt.Errorf("no image is known by that reference, and containerd could not be asked: %w", notAsked)
+	}
+	if err != nil {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusInternalServerError)
+		_ = json.NewEncoder(w).Encode(&api.Error{Message: err.Error()}) // nobody waits for it if this fails
+		return
+	}
+	reply(w, list, nil)
 }
 
 // daemonID is erofsd's; there is one for all images.

@@ -57,8 +57,20 @@ func (f *fakeNode) Upgrade(_ context.Context, r api.UpgradeRequest) error {
 func newNode() *fakeNode {
 	return &fakeNode{images: []snapshotter.Image{
 		{Snapshot: "7", Dir: "/s/7", Mountpoint: "/s/7/mnt", Mounted: true, ID: "i", Reference: "registry.example/app:1"},
-		{Snapshot: "8", Failure: "no"}, {Snapshot: "9"},
+		{Snapshot: "8", Failure: "no"},
+		{Snapshot: "9"},
 	}}
+}
+
+func (f *fakeNode) Explain(_ context.Context, reference string, chainIDs []string) ([]api.Explanation, error) {
+	if reference == "unknown" {
+		return []api.Explanation{}, nil
+	}
+	return []api.Explanation{{Reference: reference, Name: fmt.Sprint(chainIDs), Why: "so"}}, nil
+}
+
+func (f *fakeNode) tops(context.Context, string) ([]string, error) {
+	return []string{"sha256:top"}, f.down
 }
 
 // ask makes a request and returns the status and the body.
@@ -77,7 +89,7 @@ func TestSystem(t *testing.T) {
 	if err := os.WriteFile(c.Backend.Template, []byte(template), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	h := (&system{c, node, node}).handler()
+	h := (&system{c: c, images: node, daemon: node, tops: node.tops}).handler()
 	status, body := ask(h, "GET", "/api/v1/daemons", "")
 	var list []map[string]any
 	if err := json.Unmarshal([]byte(body), &list); err != nil || status != 200 || len(list) != 1 {
@@ -113,6 +125,9 @@ func TestSystem(t *testing.T) {
 		{"PUT", "/api/v1/prefetch", `nonsense`, 400, `"message":"decode request`},
 		{"GET", "/api/v1/daemons/erofsd/backend", "", 200, `{"type":"registry","config":{"scheme":"http"}}`},
 		{"GET", "/api/v1/daemons/other/backend", "", 404, "called erofsd"},
+		{"GET", "/api/erofsd/v1/explain?image=registry.example/app:1", "", 200, `"name":"[sha256:top]"`},
+		{"GET", "/api/erofsd/v1/explain", "", 200, `"name":"[]"`},
+		{"GET", "/api/erofsd/v1/explain?image=unknown", "", 200, `[]`},
 		{"POST", "/api/v1/prefetch", "[]", 405, ""},
 	} {
 		status, body := ask(h, c.method, c.path, c.body)
@@ -127,6 +142,9 @@ func TestSystem(t *testing.T) {
 	node.down = errors.New("down")
 	if status, body := ask(h, "GET", "/api/v1/daemons", ""); status != 200 || body != "[]" {
 		t.Errorf("without a daemon: %d %s", status, body)
+	}
+	if status, body := ask(h, "GET", "/api/erofsd/v1/explain?image=unknown", ""); status != 500 || !strings.Contains(body, `{"error":"no image is known`) {
+		t.Errorf("of nothing known, and containerd gone: %d %s", status, body)
 	}
 }
 
@@ -217,7 +235,7 @@ func TestWebs(t *testing.T) {
 	c.System.Pprof = "unix:" + filepath.Join(dir, "run", "pprof.sock")
 	c.Metrics.Address = "127.0.0.1:0"
 	node, m := newNode(), newMetrics()
-	all, err := openWebs(c, (&system{c, node, node}).handler(), m.handler())
+	all, err := openWebs(c, (&system{c: c, images: node, daemon: node, tops: node.tops}).handler(), m.handler())
 	if err != nil {
 		t.Fatal(err)
 	}

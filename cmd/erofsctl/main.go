@@ -37,9 +37,10 @@ func command() *cli.Command {
 		Version: daemon.Version(),
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "daemon", Value: "/run/erofsd/erofsd.sock", Usage: "unix `SOCKET` of erofsd", Sources: cli.EnvVars("EROFSD_SOCKET")},
+			&cli.StringFlag{Name: "snapshotter", Value: "/run/containerd-erofsd/system.sock", Usage: "unix `SOCKET` of the snapshotter's system API", Sources: cli.EnvVars("EROFSD_SNAPSHOTTER_SOCKET")},
 		},
 		Commands: []*cli.Command{
-			convertCommand(), mountCommand(), unmountCommand(), removeCommand(), statusCommand(),
+			convertCommand(), mountCommand(), unmountCommand(), removeCommand(), statusCommand(), explainCommand(),
 			bindCommand(), unbindCommand(), prefetchCommand(), pinCommand(), usageCommand(), evictCommand(), scrubCommand(), upgradeCommand(),
 			checkCommand(), inspectCommand(), doctorCommand(),
 		},

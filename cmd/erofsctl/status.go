@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/urfave/cli/v3"
 
@@ -31,12 +33,35 @@ func statusCommand() *cli.Command {
 				e.SetIndent("", "  ")
 				return e.Encode(st)
 			}
-			return printStatus(w, st)
+			return printStatus(w, st, references(ctx, c.String("snapshotter")))
 		},
 	}
 }
 
-func printStatus(out io.Writer, st api.Status) error {
+// snapshotterTime is how long status waits for a snapshotter: it can do without.
+const snapshotterTime = 2 * time.Second
+
+// references are those of containerd's images by their mount points. Without a snapshotter
+// there are none.
+func references(ctx context.Context, socket string) map[string]string {
+	ctx, cancel := context.WithTimeout(ctx, snapshotterTime)
+	defer cancel()
+	client := api.NewClient(socket)
+	defer client.Close()
+	list, err := client.Explain(ctx, "")
+	if err != nil {
+		return nil
+	}
+	found := map[string]string{}
+	for _, e := range list {
+		if e.Mountpoint != "" && e.Reference != "" {
+			found[e.Mountpoint] = e.Reference
+		}
+	}
+	return found
+}
+
+func printStatus(out io.Writer, st api.Status, references map[string]string) error {
 	fmt.Fprintf(out, "erofsd %s, pid %d, transport %s, root %s\nkernel events %d, denied %d, in flight %d\n",
 		st.Version, st.PID, st.Transport, st.Root, st.Kernel.Events, st.Kernel.Denied, st.Kernel.InFlight)
 	fmt.Fprintf(out, "sandbox %s\n", sandboxed(st.Sandbox))
@@ -49,7 +74,7 @@ func printStatus(out io.Writer, st api.Status) error {
 	fmt.Fprintln(w, "\nMOUNTPOINT\tPRESENT\tFETCHED\tREQUESTS\tEVENTS\tSTATE\tIMAGE")
 	for _, m := range st.Images {
 		fmt.Fprintf(w, "%s\t%s of %s\t%s\t%d\t%d\t%s\t%s\n", m.Mountpoint, size(m.BytesPresent), size(m.BytesTotal),
-			size(m.BytesFetched), m.BackendRequests, m.KernelEvents, state(m), m.Source)
+			size(m.BytesFetched), m.BackendRequests, m.KernelEvents, state(m), cmp.Or(references[m.Mountpoint], m.Source))
 	}
 	if err := w.Flush(); err != nil {
 		return err
