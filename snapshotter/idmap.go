@@ -30,20 +30,25 @@ func mappedRoot(labels map[string]string) (uid, gid int, err error) {
 	return uid, gid, nil
 }
 
-// mapRoot returns what the mapping in a label maps 0 to; -1 when there is no such label.
+// mapRoot returns what the mapping in a label maps 0 to; -1 when there is no such label. All
+// of the mapping must be one: it becomes a mount option as it is.
 func mapRoot(labels map[string]string, label string) (int, error) {
 	text, ok := labels[label]
 	if !ok {
 		return -1, nil
 	}
+	root := -1
 	for part := range strings.SplitSeq(text, ",") {
 		container, host, length, err := parseMapping(part)
 		if err != nil {
 			return 0, fmt.Errorf("label %s: %w: %w", label, err, errdefs.ErrInvalidArgument)
 		}
-		if container == 0 && length > 0 {
-			return int(host), nil
+		if container == 0 && length > 0 && root < 0 {
+			root = int(host)
 		}
+	}
+	if root >= 0 {
+		return root, nil
 	}
 	return 0, fmt.Errorf("label %s: %.100q does not map root: %w", label, text, errdefs.ErrInvalidArgument)
 }

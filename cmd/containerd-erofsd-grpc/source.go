@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
 
@@ -120,7 +121,7 @@ func splitReference(reference string) (host, repo string, err error) {
 	if i := strings.LastIndex(repo, ":"); i >= 0 {
 		repo = repo[:i]
 	}
-	if !ok || host == "" || repo == "" || strings.ContainsAny(name, " \t\n?#%\\") {
+	if !ok || host == "" || repo == "" || !utf8.ValidString(name) || strings.ContainsAny(name, " \t\n?#%\\") {
 		return "", "", errors.Join(fmt.Errorf("image reference %.200q is not host/repository", reference), errdefs.ErrFailedPrecondition)
 	}
 	return host, repo, nil
