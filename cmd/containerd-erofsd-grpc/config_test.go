@@ -1,11 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
+	"text/template"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/pelletier/go-toml/v2"
@@ -45,25 +47,43 @@ func TestShipped(t *testing.T) {
 	}
 }
 
-// TestContainerdSnippets wants containerd to be sent to where the snapshotter is.
+// A containerdSnippet is what is looked at of a configuration of containerd's.
+type containerdSnippet struct {
+	Version int
+	Plugins map[string]struct {
+		Type, Address string
+		Exports       map[string]string
+	} `toml:"proxy_plugins"`
+}
+
+// TestContainerdSnippets wants containerd to be sent to where the snapshotter is, and to
+// nobody else.
 func TestContainerdSnippets(t *testing.T) {
-	for _, name := range []string{"config-v2.toml", "config-v3.toml"} {
-		text, err := os.ReadFile(filepath.Join(testenv.ModuleRoot(t), "configs", "containerd", name))
+	files, err := filepath.Glob(filepath.Join(testenv.ModuleRoot(t), "configs", "containerd", "*"))
+	if err != nil || len(files) < 6 {
+		t.Fatalf("only %q, %v", files, err)
+	}
+	for _, name := range files {
+		text, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		var c struct {
-			Plugins map[string]struct {
-				Type, Address string
-				Exports       map[string]string
-			} `toml:"proxy_plugins"`
-		}
-		if err := toml.Unmarshal(text, &c); err != nil {
+		var filled bytes.Buffer // those of k3s are templates
+		base := template.Must(template.New("").Parse(`{{ define "base" }}version = 3{{ end }}`))
+		err = template.Must(base.Parse(string(text))).Execute(&filled, struct{ SystemdCgroup bool }{true})
+		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
+		var c containerdSnippet
+		if err := toml.Unmarshal(filled.Bytes(), &c); err != nil {
+			t.Fatalf("%s: %v\n%s", name, err, filled.String())
+		}
 		p, want := c.Plugins["erofsd"], defaultConfig()
-		if p.Type != "snapshot" || p.Address != want.Address || p.Exports != nil && p.Exports["root"] != want.Root {
-			t.Errorf("%s: %+v, want %s and %s", name, p, want.Address, want.Root)
+		if c.Version == 0 || p.Type != "snapshot" || p.Address != want.Address || p.Exports != nil && p.Exports["root"] != want.Root {
+			t.Errorf("%s: %+v, want %s and %s", name, c, want.Address, want.Root)
+		}
+		if users := strings.Count(filled.String(), `snapshotter = "erofsd"`); users == 0 || strings.Count(filled.String(), "snapshotter =") != users {
+			t.Errorf("%s: nobody uses the snapshotter, or another one", name)
 		}
 	}
 }

@@ -84,6 +84,8 @@ root = "DIR/snapshots"
 address = "DIR/s.sock"
 [log]
 level = "debug"
+[system]
+address = "DIR/y.sock"
 [daemon]
 socket = "DIR/e.sock"
 root = "DIR/cache"
