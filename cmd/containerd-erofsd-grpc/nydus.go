@@ -168,6 +168,7 @@ func completeNydus(c *config, keys map[string]any) (warnings []string, err error
 		}
 		c.Log.File = filepath.Join(dir, "nydus-snapshotter.log")
 	}
+	c.Daemon.Socket = filepath.Join(filepath.Dir(c.Address), "erofsd.sock") // not that of another daemon
 	if keys["system.enable"] != true {
 		c.System.Address, c.System.Pprof = "", ""
 	}

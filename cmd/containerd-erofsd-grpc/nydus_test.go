@@ -44,6 +44,7 @@ func TestNydusConfig(t *testing.T) {
 	want.Root, want.Address = "/data/containerd-nydus", nydusAddress
 	want.Log = logConfig{Level: "debug", Format: "text", File: "/data/containerd-nydus/logs/nydus-snapshotter.log", RotationMiB: 100, Keep: 6}
 	want.System.Address, want.Metrics.Address = nydusSystem, ":9110"
+	want.Daemon.Socket = "/run/containerd-nydus/erofsd.sock"
 	want.Daemon.Root = "/data/containerd-nydus/cache/erofsd"
 	want.Backend.Template, want.Backend.SkipVerify = "/etc/nydus/nydusd-config.fscache.json", true
 	if diff := cmp.Diff(want, got); diff != "" {

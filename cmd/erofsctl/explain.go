@@ -33,6 +33,9 @@ func explain(ctx context.Context, c *cli.Command) error {
 	client := api.NewClient(c.String("snapshotter"))
 	defer client.Close()
 	list, err := client.Explain(ctx, c.Args().First())
+	if refusal := (*api.Error)(nil); errors.As(err, &refusal) {
+		return err
+	}
 	if err != nil {
 		return fmt.Errorf("ask the snapshotter: %w; is its system.address that of --snapshotter?", err)
 	}
