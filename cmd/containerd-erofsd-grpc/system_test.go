@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/erofsd/erofsd/internal/api"
+	"github.com/erofsd/erofsd/internal/testenv"
 	"github.com/erofsd/erofsd/snapshotter"
 )
 
@@ -150,6 +151,7 @@ func TestSystem(t *testing.T) {
 
 // TestMetrics has upstream's names and ours, and goes on without a daemon.
 func TestMetrics(t *testing.T) {
+	testenv.Root(t)
 	node, m := newNode(), newMetrics()
 	m.registry.MustRegister(reader{images: node, daemon: node})
 	m.event("RUNNING")
@@ -229,6 +231,7 @@ func get(t *testing.T, network, address, path string) (int, string) {
 // TestWebs opens each where it was asked for, sockets for their owner alone, and nothing of
 // one at another.
 func TestWebs(t *testing.T) {
+	testenv.Root(t)
 	dir := t.TempDir()
 	c := defaultConfig()
 	c.System.Address = filepath.Join(dir, "run", "system.sock")
