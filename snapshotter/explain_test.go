@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
 )
 
 // ordinary commits a layer of an ordinary image as containerd does.
@@ -71,7 +72,13 @@ func TestExplain(t *testing.T) {
 	check(plain, nil, "ns/1/sha256:high", unpacked, `is "yes", not "true"`, unpacked, unpacked)
 	check("tagged/later:1", []string{"sha256:low"}, "ns/1/sha256:low", unpacked, "no annotation of a nydus image", unpacked)
 	check("registry.example/hand:1", nil, "ns/2/sha256:hand", unpacked, "without "+labelTarget, unpacked)
-	if list, err := r.Explain(t.Context(), "", nil); err != nil || len(list) != 3 {
+	const broken = "registry.example/broken:1"
+	half := with("sha256:half", labelBlob, "true", labelReference, broken)
+	if _, err := r.Prepare(t.Context(), "extract half", "", half); !errdefs.IsAlreadyExists(err) {
+		t.Fatal(err)
+	}
+	check(broken, nil, "sha256:half", unpacked, "metadata is not here yet", remote)
+	if list, err := r.Explain(t.Context(), "", nil); err != nil || len(list) != 4 {
 		t.Errorf("all: %+v, %v", list, err)
 	}
 	if list, err := r.Explain(t.Context(), "nobody/has:1", []string{""}); err != nil || list == nil || len(list) != 0 {

@@ -87,6 +87,15 @@ func FuzzMapping(f *testing.F) {
 	})
 }
 
+// TestMappedRoot takes the first range with root, wherever it is.
+func TestMappedRoot(t *testing.T) {
+	for text, want := range map[string]int{"0:1000:1,0:2000:1": 1000, "1:5:1,0:7:2,9:9:9": 7} {
+		if uid, _, err := mappedRoot(map[string]string{labelUIDMapping: text}); err != nil || uid != want {
+			t.Errorf("%s maps root to %d, %v; want %d", text, uid, err, want)
+		}
+	}
+}
+
 // FuzzRecord reads any file as a record: it is one with an image, or an error that names it,
 // and what was read is the same when it was written.
 func FuzzRecord(f *testing.F) {

@@ -107,7 +107,9 @@ func (s *Snapshotter) mountImage(ctx context.Context, l lazyLayer) (string, erro
 		return point, nil
 	}
 	err := s.mountFirst(ctx, l)
-	s.images.setFailure(l.id, err)
+	if err == nil || !s.images.isMounted(l.id) { // who left while another one had it mounted tells nothing of it
+		s.images.setFailure(l.id, err)
+	}
 	if err != nil {
 		return "", err
 	}
