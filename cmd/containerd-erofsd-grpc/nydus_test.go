@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"strings"
@@ -203,5 +204,19 @@ func TestFscacheTemplate(t *testing.T) {
 	}
 	if got := imageOf(t, backendConfig{Template: name}, ""); got.Backend.LocalFS == nil || got.Backend.LocalFS.Dir != "/blobs" {
 		t.Errorf("backend %+v", got.Backend)
+	}
+}
+
+// TestCheck says what has no effect, and starts nothing.
+func TestCheck(t *testing.T) {
+	var out bytes.Buffer
+	if err := run([]string{"--config", "testdata/nydus-fscache.toml", "--check"}, &out); err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(out.String(), "warning: "); n != 8 || !strings.Contains(out.String(), "daemon.threads_number has no effect") {
+		t.Errorf("%d warnings:\n%s", n, out.String())
+	}
+	if err := run([]string{"--config", "testdata/nydus-fscache.toml", "--check", "--daemon-mode", "none", "--fs-driver", "proxy"}, &out); err == nil || !strings.Contains(err.Error(), "daemon.fs_driver") {
+		t.Errorf("another driver: %v", err)
 	}
 }
