@@ -47,6 +47,8 @@ var ours = map[string][]string{
 
 	"internal/api/nydus": {},
 
+	"internal/keychain": {"backend/registry"}, // docker's configuration and helpers
+
 	"snapshotter": {"internal/api"},
 
 	"internal/daemon": {
@@ -54,7 +56,7 @@ var ours = map[string][]string{
 		"cachefiles", "erofs", "fanotify", "internal/api", "internal/api/nydus", "internal/chunk", "internal/config", "internal/keeper", "internal/kernel", "internal/sandbox",
 	},
 
-	"cmd/containerd-erofsd-grpc": {"snapshotter", "internal/api", "internal/logging"},
+	"cmd/containerd-erofsd-grpc": {"snapshotter", "internal/api", "internal/keychain", "internal/logging"},
 
 	"cmd/erofsd":   {"internal/daemon", "internal/config", "internal/keeper", "internal/logging"},
 	"cmd/erofsctl": {"backend", "backend/localfs", "backend/registry", "convert", "erofs", "fanotify", "cachefiles", "internal/api", "internal/chunk", "internal/daemon", "internal/kernel", "internal/sandbox"},
@@ -85,7 +87,11 @@ var confined = []struct {
 	{"oras.land", []string{"backend/registry", "cmd/erofsctl"}},
 	{"github.com/urfave/cli", []string{"cmd"}},
 	{"github.com/containerd", []string{"snapshotter", "cmd/containerd-erofsd-grpc"}},
-	{"google.golang.org/grpc", []string{"snapshotter", "cmd/containerd-erofsd-grpc"}},
+	{"google.golang.org/grpc", []string{
+		"snapshotter", "cmd/containerd-erofsd-grpc",
+		"internal/keychain/cri.go", // the proxy of the CRI image service
+	}},
+	{"go.yaml.in/yaml", []string{"internal/keychain"}}, // the kubelet's and kubectl's files
 	{"github.com/aws", []string{"backend/s3"}},
 	{"github.com/aliyun", []string{"backend/oss"}},
 	{module + "/internal/config", []string{"cmd", "internal/daemon"}},
