@@ -72,6 +72,7 @@ type Blob struct {
 	BytesFetched int64  `json:"bytes_fetched"`
 	Requests     int64  `json:"requests"`
 	LastError    string `json:"last_error,omitempty"` // of its last failed fill, redacted; empty after a success
+	Denied       bool   `json:"denied,omitempty"`     // that was because the backend wants another login
 }
 
 // Status is the whole daemon at one moment.

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"sync/atomic"
 
 	"github.com/erofsd/erofsd/blobmgr"
@@ -16,12 +17,18 @@ type device struct {
 	id     string // of the blob
 	blob   *blobmgr.Blob
 	events atomic.Int64
-	ready  atomic.Int64           // of these, those that found everything present
-	last   atomic.Pointer[string] // error of the last failed fill
-	failed func(text string)      // told of each
+	ready  atomic.Int64            // of these, those that found everything present
+	last   atomic.Pointer[failure] // of the last fill; nil: it was none
+	failed func(text string)       // told of each
 
 	images int  // that hold the blob; guarded by Daemon.mu
 	mark   mark // of the fanotify transport; guarded by Daemon.mu
+}
+
+// A failure is of a fill.
+type failure struct {
+	text   string
+	denied bool // the backend refuses the login
 }
 
 var (
@@ -43,9 +50,9 @@ func (v *device) Ready(off, n int64) bool {
 func (v *device) Fill(ctx context.Context, off, n int64) error {
 	err := v.blob.Fill(ctx, off, n)
 	if err != nil {
-		s := err.Error()
-		v.last.Store(&s)
-		v.failed(s)
+		f := failure{text: err.Error(), denied: errors.Is(err, fs.ErrPermission)}
+		v.last.Store(&f)
+		v.failed(f.text)
 		return err
 	}
 	v.last.Store(nil)

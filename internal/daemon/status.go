@@ -64,7 +64,7 @@ func (d *Daemon) describe(m *mount) api.Mount {
 			BytesTotal: s.Needed, BytesPresent: s.Present, BytesFetched: s.Fetched, Requests: s.Requests,
 		}
 		if e := v.last.Load(); e != nil {
-			b.LastError = *e
+			b.LastError, b.Denied = e.text, e.denied
 		}
 		a.Blobs = append(a.Blobs, b)
 		a.Complete = a.Complete && b.Complete
