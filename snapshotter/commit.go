@@ -16,6 +16,7 @@ import (
 // a transaction of its own, so the files are counted before ours begins: nobody else
 // waits for that.
 func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
+	opts = withoutLogin(opts)
 	var id string
 	var info snapshots.Info
 	err := s.store.WithTransaction(ctx, false, func(ctx context.Context) (err error) {

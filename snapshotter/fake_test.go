@@ -30,6 +30,7 @@ type fakeDaemon struct {
 	down   error // of every call
 	usage  api.Usage
 	wanted []api.PrefetchRequest
+	denied map[string]bool // by key: its login is refused
 
 	hung    chan struct{} // nil: not
 	waiting atomic.Int32  // calls that hang
@@ -74,7 +75,7 @@ func newFake(t *testing.T) *fakeDaemon {
 	t.Helper()
 	testenv.Root(t)
 	testenv.Kernel(t, "file-backed erofs", erofs.Supported(t.TempDir()))
-	return &fakeDaemon{bound: map[string]api.BindRequest{}, mounts: map[string]string{}, kept: map[string]bool{}}
+	return &fakeDaemon{bound: map[string]api.BindRequest{}, mounts: map[string]string{}, kept: map[string]bool{}, denied: map[string]bool{}}
 }
 
 func keyOf(domain, image string) string { return domain + "/" + image }
@@ -217,8 +218,8 @@ func (d *fakeDaemon) Status(context.Context) (st api.Status, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for point, key := range d.mounts {
-		_, id, _ := strings.Cut(key, "/")
-		st.Images = append(st.Images, api.Mount{Mountpoint: point, ID: id})
+		domain, id, _ := strings.Cut(key, "/")
+		st.Images = append(st.Images, api.Mount{Mountpoint: point, ID: id, DomainID: domain, Blobs: []api.Blob{{Denied: d.denied[key]}}})
 	}
 	return st, d.call("status")
 }
@@ -240,8 +241,9 @@ func (d *fakeDaemon) end() error {
 }
 
 // anywhere is a source without a configuration.
-func anywhere(_ context.Context, reference string) (json.RawMessage, error) {
-	return json.Marshal(reference)
+func anywhere(_ context.Context, reference string) (Origin, error) {
+	text, err := json.Marshal(reference)
+	return Origin{Config: text}, err
 }
 
 // bootstrapOf makes a file system with a file called hello that says text.

@@ -2,6 +2,8 @@ package snapshotter
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
@@ -19,6 +21,11 @@ const (
 	labelReference = "containerd.io/snapshot/cri.image-ref"    // of the image, from who pulls
 	labelStargz    = "containerd.io/snapshot/remote/stargz.reference"
 	labelVolatile  = "containerd.io/snapshot/overlay.volatile" // the container's files need not survive a crash
+
+	// A login, from clients of nydus-snapshotter, or from anybody's annotation. It is neither
+	// used nor kept: containerd has written it to its own database by now, in clear.
+	labelPullUser   = "containerd.io/snapshot/pullusername"
+	labelPullSecret = "containerd.io/snapshot/pullsecret"
 )
 
 // A kind of layer says what Prepare does with it.
@@ -53,6 +60,27 @@ func labelsOf(opts []snapshots.Opt) (map[string]string, error) {
 		}
 	}
 	return info.Labels, nil
+}
+
+// withoutLogin takes logins out of the labels that options set.
+func withoutLogin(opts []snapshots.Opt) []snapshots.Opt {
+	return append(slices.Clip(opts), func(info *snapshots.Info) error {
+		info.Labels = publicLabels(info.Labels)
+		return nil
+	})
+}
+
+// publicLabels returns labels without logins; the argument stays as it is.
+func publicLabels(labels map[string]string) map[string]string {
+	_, user := labels[labelPullUser]
+	_, secret := labels[labelPullSecret]
+	if !user && !secret {
+		return labels
+	}
+	labels = maps.Clone(labels)
+	delete(labels, labelPullUser)
+	delete(labels, labelPullSecret)
+	return labels
 }
 
 // checkVersion refuses metadata that the kernel cannot mount, before it is fetched.

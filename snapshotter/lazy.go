@@ -2,10 +2,12 @@ package snapshotter
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -28,6 +30,7 @@ type images struct {
 	mounted map[string]bool         // by snapshot: mounted since the daemon was started last
 	turns   map[string]*countedTurn // by record.key
 	owners  map[string]string       // by what is counted: the snapshot that it is counted for
+	told    map[string]told         // by snapshot: what the daemon was told
 
 	failures map[string]string // by snapshot: why its image was not mounted
 }
@@ -40,7 +43,7 @@ type countedTurn struct {
 
 func newImages() *images {
 	return &images{
-		mounted: map[string]bool{}, turns: map[string]*countedTurn{}, owners: map[string]string{}, failures: map[string]string{},
+		mounted: map[string]bool{}, turns: map[string]*countedTurn{}, owners: map[string]string{}, told: map[string]told{}, failures: map[string]string{},
 	}
 }
 
@@ -78,6 +81,14 @@ func (m *images) setMounted(id string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.mounted[id] = true
+}
+
+// drop forgets a snapshot.
+func (m *images) drop(id string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.mounted, id)
+	delete(m.told, id)
 }
 
 // forget has every image looked at again before it is used.
@@ -170,15 +181,8 @@ func (s *Snapshotter) recordOf(ctx context.Context, l lazyLayer) (record, error)
 // bindAndMount tells the daemon of the image and has it mounted, unless it is. The caller
 // has the image's turn.
 func (s *Snapshotter) bindAndMount(ctx context.Context, l lazyLayer, r record) error {
-	config, err := s.source(ctx, r.Reference)
+	origin, err := s.source(ctx, r.Reference)
 	if err != nil {
-		return err
-	}
-	f, err := s.bootstrap(l.id)
-	if err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil { // its name is what is wanted
 		return err
 	}
 	if old, err := readRecord(s.path(snapshotsDir, l.id)); err != nil || old != r {
@@ -186,9 +190,8 @@ func (s *Snapshotter) bindAndMount(ctx context.Context, l lazyLayer, r record) e
 			return err
 		}
 	}
-	bound := api.BindRequest{ID: r.Image, DomainID: r.Domain, Bootstrap: f.Name(), Config: config}
-	if err := s.mounter.BindImage(ctx, bound); err != nil {
-		return classified(err)
+	if err := s.bind(ctx, l, r, origin); err != nil {
+		return err
 	}
 	point := s.point(l.id)
 	there, err := s.served(ctx, r, point)
@@ -203,6 +206,40 @@ func (s *Snapshotter) bindAndMount(ctx context.Context, l lazyLayer, r record) e
 	}
 	_, err = s.mounter.Mount(ctx, api.MountRequest{Mountpoint: point, Image: r.Image, DomainID: r.Domain})
 	return classified(err)
+}
+
+// bind tells the daemon of the image. If a login may be missing, the daemon is not told
+// again of an image that it serves: it would forget the login it has.
+func (s *Snapshotter) bind(ctx context.Context, l lazyLayer, r record, origin Origin) error {
+	t := told{layer: l, record: r, until: origin.Until}
+	if origin.Unsure {
+		if known, err := s.knows(ctx, r); err != nil || known {
+			s.images.setTold(t)
+			return err
+		}
+	}
+	f, err := s.bootstrap(l.id)
+	if err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil { // its name is what is wanted
+		return err
+	}
+	bound := api.BindRequest{ID: r.Image, DomainID: r.Domain, Bootstrap: f.Name(), Config: origin.Config}
+	if err := s.mounter.BindImage(ctx, bound); err != nil {
+		return classified(err)
+	}
+	t.config = sha256.Sum256(origin.Config)
+	s.images.setTold(t)
+	return nil
+}
+
+// knows reports whether the daemon has the image mounted anywhere.
+func (s *Snapshotter) knows(ctx context.Context, r record) (bool, error) {
+	st, err := s.mounter.Status(ctx)
+	return slices.ContainsFunc(st.Images, func(m api.Mount) bool {
+		return m.ID == r.Image && m.DomainID == r.Domain && !m.Detached
+	}), classified(err)
 }
 
 // served reports whether the daemon has the image mounted at point.

@@ -525,11 +525,11 @@ func TestBadImage(t *testing.T) {
 
 // TestNoSource refuses an image whose data are nowhere, when it is pulled.
 func TestNoSource(t *testing.T) {
-	s, err := New(t.TempDir(), nil, func(_ context.Context, reference string) (json.RawMessage, error) {
+	s, err := New(t.TempDir(), nil, func(_ context.Context, reference string) (Origin, error) {
 		if reference == "" {
-			return nil, errdefs.ErrFailedPrecondition
+			return Origin{}, errdefs.ErrFailedPrecondition
 		}
-		return json.RawMessage(`{}`), nil
+		return Origin{Config: json.RawMessage(`{}`)}, nil
 	})
 	if err != nil {
 		t.Fatal(err)

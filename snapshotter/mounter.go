@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -26,9 +27,21 @@ type Mounter interface {
 	Status(ctx context.Context) (api.Status, error)
 }
 
-// A Source says where the data of an image come from: a configuration of nydus's for the
-// daemon. The reference is that which it was pulled by, or "" when nobody knows.
-type Source func(ctx context.Context, reference string) (json.RawMessage, error)
+// An Origin is where the data of an image come from.
+type Origin struct {
+	// Config is a configuration of nydus's for the daemon. It may have a login: it is sent
+	// and not kept.
+	Config json.RawMessage
+	Login  bool      // there is a login for it
+	Until  time.Time // when the source is to be asked again for the login; zero: not known
+	// Unsure: there may be a login that is not known now. The one that the daemon has, if it
+	// has any, counts.
+	Unsure bool
+}
+
+// A Source says where the data of an image come from. The reference is that which it was
+// pulled by, or "" when nobody knows.
+type Source func(ctx context.Context, reference string) (Origin, error)
 
 // A Finder finds out by which reference an image was pulled whose layers up to the last
 // have the given chain id. "" is no error: it is not known.

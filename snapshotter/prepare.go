@@ -17,6 +17,12 @@ import (
 // stays remote it is an ErrAlreadyExists: it is committed then.
 func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	labels, err := labelsOf(opts)
+	if _, login := labels[labelPullSecret]; login {
+		s.loginLabel.Do(func() {
+			s.log.Warn("logins in labels are ignored: containerd stores them in clear; say where logins come from with credentials.providers in the configuration")
+		})
+	}
+	opts = withoutLogin(opts)
 	if err == nil {
 		if chainID := labels[labelTarget]; chainID != "" {
 			what, why := decision(labels)
@@ -24,7 +30,7 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 		}
 		switch kindOf(labels) {
 		case dataLayer:
-			err = s.skip(ctx, key, target{chainID: labels[labelTarget], parent: parent, labels: labels})
+			err = s.skip(ctx, key, target{chainID: labels[labelTarget], parent: parent, labels: publicLabels(labels)})
 		case bootstrapLayer:
 			err = s.checkImage(ctx, labels)
 		}
@@ -49,7 +55,7 @@ func (s *Snapshotter) checkImage(ctx context.Context, labels map[string]string) 
 
 // View makes a read-only snapshot of parent and returns its mounts.
 func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
-	return s.make(ctx, snapshots.KindView, key, parent, opts)
+	return s.make(ctx, snapshots.KindView, key, parent, withoutLogin(opts))
 }
 
 // make makes a snapshot and has the image below it mounted. If that fails there is no

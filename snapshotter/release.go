@@ -37,6 +37,7 @@ func (s *Snapshotter) detach(ctx context.Context, id string) error {
 		return fmt.Errorf("remove snapshot %s: unmount its image: %w", id, err)
 	}
 	s.images.disown(id)
+	s.images.drop(id)
 	return s.toTrash(id)
 }
 

@@ -34,6 +34,9 @@ type Snapshotter struct {
 	images  *images
 	wishes  wishes
 	recover chan struct{} // images may have to be mounted again; capacity 1
+	renewal Renewal       // of logins; the zero value: none
+
+	loginLabel sync.Once // a label with a login was seen, and that was said
 
 	sweeping turn          // who removes garbage
 	garbage  chan struct{} // there may be some; capacity 1
@@ -105,6 +108,9 @@ func New(root string, m Mounter, source Source, opts ...Opt) (*Snapshotter, erro
 	s.sweepSoon()
 	s.background.Go(s.recoverOn)
 	s.Recover()
+	if s.renewal.Look > 0 {
+		s.background.Go(s.renewOn)
+	}
 	return s, nil
 }
 
@@ -233,6 +239,7 @@ func (s *Snapshotter) Stat(ctx context.Context, key string) (info snapshots.Info
 
 // Update changes a snapshot's labels.
 func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpaths ...string) (updated snapshots.Info, err error) {
+	info.Labels = publicLabels(info.Labels)
 	err = s.store.WithTransaction(ctx, true, func(ctx context.Context) error {
 		updated, err = storage.UpdateInfo(ctx, info, fieldpaths...)
 		return err

@@ -30,6 +30,9 @@ type config struct {
 	Snapshots  snapshotsConfig  `toml:"snapshots"`
 	Containerd containerdConfig `toml:"containerd"`
 	Backend    backendConfig    `toml:"backend"`
+
+	Credentials credentialsConfig `toml:"credentials"`
+	Backends    []chosenBackend   `toml:"backends"`
 }
 
 type logConfig struct {
@@ -98,6 +101,9 @@ func defaultConfig() config {
 		Snapshots:  snapshotsConfig{OverlayOptions: []string{}},
 		Containerd: containerdConfig{Address: "/run/containerd/containerd.sock"},
 		Backend:    backendConfig{Credentials: "docker", PlainHTTP: []string{}, CAFiles: []string{}},
+
+		Credentials: defaultCredentials(),
+		Backends:    []chosenBackend{},
 	}
 }
 
@@ -188,6 +194,8 @@ func (c config) validate() error {
 	find(!slices.Contains([]snapshotter.Scope{snapshotter.ScopeAll, snapshotter.ScopeNamespace, snapshotter.ScopeImage}, c.Images.Share),
 		"images.share: %q is none of all, namespace, image", c.Images.Share)
 	find(!slices.Contains([]string{"", "docker"}, c.Backend.Credentials), "backend.credentials: %q is neither docker nor empty", c.Backend.Credentials)
+	errs = append(errs, c.Credentials.check()...)
+	errs = append(errs, checkBackends(c.Backends)...)
 	slices.SortFunc(errs, func(a, b error) int { return bytes.Compare([]byte(a.Error()), []byte(b.Error())) })
 	return errors.Join(errs...)
 }

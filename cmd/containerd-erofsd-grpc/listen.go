@@ -23,12 +23,12 @@ type server struct {
 }
 
 // listen opens the socket for containerd.
-func listen(c config, sn snapshots.Snapshotter) (*server, error) {
+func listen(c config, sn snapshots.Snapshotter, opts ...grpc.ServerOption) (*server, error) {
 	l, err := listenUnix(c.Address, c.UID, c.GID)
 	if err != nil {
 		return nil, err
 	}
-	s := &server{grpc: grpc.NewServer(), listener: l}
+	s := &server{grpc: grpc.NewServer(opts...), listener: l}
 	snapshotsapi.RegisterSnapshotsServer(s.grpc, snapshotservice.FromSnapshotter(sn))
 	return s, nil
 }

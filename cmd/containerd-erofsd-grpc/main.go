@@ -92,11 +92,17 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 	m := newMetrics()
 	d := newDaemon(c.Daemon, log, m.event)
 	defer d.close()
-	source, err := c.Backend.source()
+	keys, err := c.Credentials.keyholder(log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, keys.close()) }()
+	source, err := c.source(keys.Login)
 	if err != nil {
 		return err
 	}
 	opts := []snapshotter.Opt{
+		snapshotter.WithRenewal(keys.renewal()),
 		snapshotter.WithLogger(log), snapshotter.WithScope(c.Images.Share), snapshotter.WithOverlayOptions(c.Snapshots.OverlayOptions...),
 	}
 	s := system{c: c, daemon: d}
@@ -115,7 +121,7 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 	}
 	defer func() { err = errors.Join(err, sn.Close()) }()
 	m.registry.MustRegister(reader{sn, d, time.Now()})
-	server, err := listen(c, measured{sn, sn, m})
+	server, err := listen(c, measured{sn, sn, m}, keys.serverOptions()...)
 	if err != nil {
 		return err
 	}

@@ -1,7 +1,7 @@
 package main
 
 import (
-	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,37 +12,36 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/erofsd/erofsd/snapshotter"
+	"github.com/erofsd/erofsd/internal/keychain"
 )
 
 // object is a part of one of nydus's configurations.
 type object = map[string]any
 
-// source says where the data of images come from: from the registry that each was pulled
-// from, or where a template says.
-func (c backendConfig) source() (snapshotter.Source, error) {
+// A place says where the data of an image come from, and with which login they are read.
+type place func(host, repo string, l keychain.Login) (json.RawMessage, error)
+
+// place is where c says: the registry that each image was pulled from, or where a template
+// says; then inRegistry is false, and the arguments do not matter.
+func (c backendConfig) place() (p place, inRegistry bool, err error) {
 	template := object{}
 	if c.Template != "" {
 		text, err := readTemplate(c.Template)
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		if err := json.Unmarshal(text, &template); err != nil {
-			return nil, fmt.Errorf("read backend.template %s: %w", c.Template, err)
+			return nil, false, fmt.Errorf("read backend.template %s: %w", c.Template, err)
 		}
 		if kind := backendType(template); kind == "" {
-			return nil, fmt.Errorf("read backend.template %s: want nydus's JSON with device.backend.type, or version 2 with backend.type", c.Template)
+			return nil, false, fmt.Errorf("read backend.template %s: want nydus's JSON with device.backend.type, or version 2 with backend.type", c.Template)
 		} else if kind != "registry" {
-			return func(context.Context, string) (json.RawMessage, error) { return text, nil }, nil
+			return func(string, string, keychain.Login) (json.RawMessage, error) { return text, nil }, false, nil
 		}
 	}
-	return func(_ context.Context, reference string) (json.RawMessage, error) {
-		host, repo, err := splitReference(reference)
-		if err != nil {
-			return nil, err
-		}
-		return json.Marshal(c.registry(template, host, repo))
-	}, nil
+	return func(host, repo string, l keychain.Login) (json.RawMessage, error) {
+		return json.Marshal(c.registry(template, host, repo, l))
+	}, true, nil
 }
 
 // backendType is what a template's data come from.
@@ -61,8 +60,8 @@ func backendOf(template object) object {
 }
 
 // registry is the configuration of an image in a registry; what a template says of it
-// stays.
-func (c backendConfig) registry(template object, host, repo string) object {
+// stays, but for a login when there is one.
+func (c backendConfig) registry(template object, host, repo string, l keychain.Login) object {
 	keys := object{"host": host, "repo": repo, "scheme": "https"}
 	if slices.Contains(c.PlainHTTP, host) {
 		keys["scheme"] = "http"
@@ -87,7 +86,25 @@ func (c backendConfig) registry(template object, host, repo string) object {
 			}
 		}
 	}
+	setLogin(keys, l)
 	return object{"version": 2, "backend": object{"type": "registry", "registry": keys}, "cache": cacheOf(template)}
+}
+
+// setLogin puts a login into the configuration of a registry.
+func setLogin(keys object, l keychain.Login) {
+	if l.Empty() {
+		return
+	}
+	delete(keys, "auth")
+	delete(keys, "registry_token")
+	switch {
+	case l.Docker:
+		keys["credentials"] = "docker"
+	case l.Username == "":
+		keys["registry_token"] = l.Password
+	default:
+		keys["auth"] = base64.StdEncoding.EncodeToString([]byte(l.Username + ":" + l.Password))
+	}
 }
 
 // cacheOf is the template's prefetching, in version 2.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"testing"
@@ -9,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	nydus "github.com/erofsd/erofsd/internal/config"
+	"github.com/erofsd/erofsd/internal/keychain"
 	"github.com/erofsd/erofsd/internal/testenv"
 )
 
@@ -40,19 +42,19 @@ func TestSplitReference(t *testing.T) {
 }
 
 // imageOf is what the daemon makes of a source.
-func imageOf(t *testing.T, c backendConfig, reference string) nydus.Image {
+func imageOf(t *testing.T, c config, reference string, l keychain.Login) nydus.Image {
 	t.Helper()
-	source, err := c.source()
+	source, err := c.source(func(context.Context, string) (keychain.Login, bool) { return l, true })
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, err := source(t.Context(), reference)
+	origin, err := source(t.Context(), reference)
 	if err != nil {
 		t.Fatal(err)
 	}
-	image, warnings, err := nydus.ParseNydus(text)
+	image, warnings, err := nydus.ParseNydus(origin.Config)
 	if err != nil || len(warnings) > 0 {
-		t.Fatalf("%s: warnings %q, error %v", text, warnings, err)
+		t.Fatalf("%s: warnings %q, error %v", origin.Config, warnings, err)
 	}
 	return image
 }
@@ -62,7 +64,7 @@ func TestSource(t *testing.T) {
 	c := backendConfig{
 		Credentials: "docker", HostsDir: "/etc/certs.d", PlainHTTP: []string{"plain.example:5000"}, SkipVerify: true, CAFiles: []string{"/ca.pem"},
 	}
-	got := imageOf(t, c, "registry.example/team/app:1").Backend.Registry
+	got := imageOf(t, config{Backend: c}, "registry.example/team/app:1", keychain.Login{}).Backend.Registry
 	want := &nydus.Registry{HTTP: got.HTTP, Scheme: "https", Host: "registry.example", Repo: "team/app", Credentials: "docker", HostsDir: "/etc/certs.d"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("registry (-want +got):\n%s", diff)
@@ -70,7 +72,7 @@ func TestSource(t *testing.T) {
 	if !got.SkipVerify || len(got.CAFiles) != 1 || got.CAFiles[0] != "/ca.pem" {
 		t.Errorf("TLS: %+v", got.HTTP)
 	}
-	if got := imageOf(t, c, "plain.example:5000/app").Backend.Registry.Scheme; got != "http" {
+	if got := imageOf(t, config{Backend: c}, "plain.example:5000/app", keychain.Login{}).Backend.Registry.Scheme; got != "http" {
 		t.Errorf("scheme %q, want http", got)
 	}
 }
@@ -78,7 +80,7 @@ func TestSource(t *testing.T) {
 // TestTemplates are nydus's own samples.
 func TestTemplates(t *testing.T) {
 	sample := filepath.Join(testenv.ModuleRoot(t), "configs", "nydusd-config.json")
-	image := imageOf(t, backendConfig{Template: sample, Credentials: "docker"}, "registry.example/team/app:1")
+	image := imageOf(t, config{Backend: backendConfig{Template: sample, Credentials: "docker"}}, "registry.example/team/app:1", keychain.Login{})
 	r := image.Backend.Registry
 	if r.Host != "registry.example" || r.Repo != "team/app" || r.Proxy.URL == "" || *r.RetryLimit != 4 {
 		t.Errorf("registry %+v", r)
@@ -95,14 +97,14 @@ func TestTemplates(t *testing.T) {
 		if err := os.WriteFile(local, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		c := backendConfig{Template: local}
+		c := config{Backend: backendConfig{Template: local}}
 		if !ok {
-			if _, err := c.source(); err == nil {
+			if _, err := c.source(nil); err == nil {
 				t.Errorf("%s is accepted", text)
 			}
 			continue
 		}
-		if got := imageOf(t, c, ""); got.Backend.LocalFS == nil || got.Backend.LocalFS.Dir != "/blobs" {
+		if got := imageOf(t, c, "", keychain.Login{}); got.Backend.LocalFS == nil || got.Backend.LocalFS.Dir != "/blobs" {
 			t.Errorf("%s: %+v", text, got.Backend)
 		}
 	}
