@@ -10,6 +10,9 @@
 // The package fetches nothing and mounts nothing itself: a [Mounter] does, which the API's
 // client is. Read [Snapshotter] first, then prepare.go and lazy.go.
 //
+// Logins for registries come with what a [Source] says, go to the daemon, and are kept
+// nowhere; renew.go has the daemon told of others.
+//
 // # What is on the disk
 //
 //	metadata.db          containerd's metadata store: what exists

@@ -88,12 +88,15 @@ func (c credentialsConfig) check() (errs []error) {
 }
 
 // lookPause is how often the daemon is asked whether a login is refused.
-const lookPause = 10 * time.Second
+const lookPause = 2 * time.Second
+
+// minRenew is the shortest pause between renewals of all logins.
+const minRenew = 10 * time.Second
 
 // renew is the pause between renewals; 0: none but those that are needed.
 func (c credentialsConfig) renew() (time.Duration, error) {
 	d, err := time.ParseDuration(c.Renew)
-	if err == nil && d != 0 && d < lookPause {
+	if err == nil && d != 0 && d < minRenew {
 		err = errors.New("too short")
 	}
 	return d, err

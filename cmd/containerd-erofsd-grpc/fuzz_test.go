@@ -1,12 +1,14 @@
 package main
 
 import (
+	"context"
 	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
 
 	nydus "github.com/erofsd/erofsd/internal/config"
+	"github.com/erofsd/erofsd/internal/keychain"
 )
 
 // FuzzSplitReference takes any reference: it is refused, or its host and repository are parts
@@ -26,15 +28,15 @@ func FuzzSplitReference(f *testing.F) {
 		if host == "" || repo == "" || !strings.HasPrefix(reference, host+"/"+repo) || strings.ContainsAny(host+repo, " \t\n?#%\\") {
 			t.Fatalf("%q is %q and %q", reference, host, repo)
 		}
-		source, err := (backendConfig{}).source()
+		source, err := defaultConfig().source(func(context.Context, string) (keychain.Login, bool) { return keychain.Login{}, true })
 		if err != nil {
 			t.Fatal(err)
 		}
-		text, err := source(t.Context(), reference)
+		from, err := source(t.Context(), reference)
 		if err != nil {
 			t.Fatalf("%q: %v", reference, err)
 		}
-		image, _, err := nydus.ParseNydus(text)
+		image, _, err := nydus.ParseNydus(from.Config)
 		if err != nil {
 			return // the daemon refuses it
 		}
