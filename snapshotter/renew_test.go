@@ -233,6 +233,7 @@ func TestLoginsNowhere(t *testing.T) {
 	r, c, log := newRenewal(t, originOf(secretText))
 	login := []string{labelPullUser, "anna", labelPullSecret, secretText, labelReference, "registry.example/app:2"}
 	top := pull(t.Context(), t, r, "2", bootstrapOf(t, "labelled"), login...)
+	r.nowhere(t, "after the pull")
 	labels := map[string]string{labelPullUser: "anna", labelPullSecret: secretText, "containerd.io/snapshot/kept": "x"}
 	mounts, err := r.Prepare(t.Context(), "e", top, snapshots.WithLabels(labels))
 	if err != nil {
@@ -241,6 +242,7 @@ func TestLoginsNowhere(t *testing.T) {
 	if _, err := r.View(t.Context(), "v", top, snapshots.WithLabels(labels)); err != nil {
 		t.Fatal(err)
 	}
+	r.nowhere(t, "after the containers were made")
 	info, err := r.Stat(t.Context(), "e")
 	if err != nil || info.Labels["containerd.io/snapshot/kept"] != "x" {
 		t.Errorf("labels %v, %v", info.Labels, err)
@@ -250,6 +252,7 @@ func TestLoginsNowhere(t *testing.T) {
 		if _, err := r.Update(t.Context(), info, path...); err != nil {
 			t.Errorf("%q: %v", path, err)
 		}
+		r.nowhere(t, "after an update")
 	}
 	if labels[labelPullSecret] != secretText {
 		t.Error("the caller's labels were changed")
@@ -266,8 +269,15 @@ func TestLoginsNowhere(t *testing.T) {
 	if !bytes.Contains([]byte(log.String()), []byte("logins in labels are ignored")) || bytes.Contains([]byte(log.String()), []byte("hunter2")) {
 		t.Errorf("log: %s", log)
 	}
+	r.nowhere(t, "in the end")
+}
+
+// nowhere looks for logins in all files. It is asked after each step: what the store has
+// freed is overwritten later.
+func (r *lazyRig) nowhere(t *testing.T, when string) {
+	t.Helper()
 	files := 0
-	err = filepath.WalkDir(r.root, func(name string, e fs.DirEntry, err error) error {
+	err := filepath.WalkDir(r.root, func(name string, e fs.DirEntry, err error) error {
 		if err != nil || !e.Type().IsRegular() {
 			return err
 		}
@@ -279,6 +289,6 @@ func TestLoginsNowhere(t *testing.T) {
 		return err
 	})
 	if err != nil || files < 5 {
-		t.Errorf("%d files, %v", files, err)
+		t.Errorf("%s: %d files, %v", when, files, err)
 	}
 }

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -176,8 +178,7 @@ func TestBadPlugins(t *testing.T) {
 		"bad duration": {says("Image", "hunter2", "{}"), "cacheDuration"},
 		"bad pattern":  {says("Image", "", `{"hunter2 ": {"username": "a", "password": "b"}}`), "pattern"},
 		"too much":     {"yes " + secretText, "prints more than"},
-		"hangs":        {"sleep 1000", "too long"},
-		"children":     {"sleep 1000 & sleep 1000", "too long"},
+		"hangs":        {"sleep 1000 & echo $! > $0.child; echo x > $0.child.runs; wait", "too long"},
 		"missing":      {"", "no such file"},
 	} {
 		k, dir := plugins(t, kubeletHead+provider("p", `"*.example"`, "1h"), map[string]string{"p": c.script})
@@ -188,12 +189,39 @@ func TestBadPlugins(t *testing.T) {
 		}
 		ctx, cancel := t.Context(), context.CancelFunc(func() {})
 		if c.want == "too long" {
-			ctx, cancel = context.WithTimeout(ctx, 500*time.Millisecond)
+			ctx, cancel = context.WithCancel(ctx)
+			go func() {
+				for runs(t, dir, "p.child") == 0 && ctx.Err() == nil {
+					time.Sleep(time.Millisecond)
+				}
+				cancel()
+			}()
 		}
 		_, err := k.plugins[0].run(ctx, "r.example/a")
 		cancel()
 		if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+		if c.want == "too long" {
+			ended(t, filepath.Join(dir, "p.child"))
+		}
+	}
+}
+
+// ended waits for the end of the process whose number is in a file.
+func ended(t *testing.T, name string) {
+	t.Helper()
+	p, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(p)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(time.Minute); syscall.Kill(pid, 0) == nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the plugin's child goes on")
 		}
 	}
 }
