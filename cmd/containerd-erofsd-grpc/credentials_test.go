@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/erofsd/erofsd/internal/api"
 	"github.com/erofsd/erofsd/internal/keychain"
 	"github.com/erofsd/erofsd/internal/testenv"
 	"github.com/erofsd/erofsd/snapshotter"
@@ -295,5 +296,19 @@ func TestOneSocket(t *testing.T) {
 	}
 	if !json.Valid(o.Config) || strings.Contains(log.String(), "hunter2") {
 		t.Errorf("log: %s", log)
+	}
+}
+
+// TestDaemonAwaited: what is asked first for an image waits for a daemon.
+func TestDaemonAwaited(t *testing.T) {
+	d := newDaemon(daemonConfig{Socket: filepath.Join(t.TempDir(), "s")}, slog.New(slog.DiscardHandler))
+	defer d.close()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := d.BindImage(ctx, api.BindRequest{}); !errors.Is(err, context.Canceled) || strings.Contains(err.Error(), "ask daemon") {
+		t.Errorf("bind: %v", err)
+	}
+	if _, err := d.Status(ctx); !errors.Is(err, context.Canceled) || strings.Contains(err.Error(), "ask daemon") {
+		t.Errorf("status: %v", err)
 	}
 }

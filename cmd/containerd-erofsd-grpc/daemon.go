@@ -57,13 +57,21 @@ const (
 	patience     = 30 * time.Second       // of who wants an image while there is no daemon
 )
 
-// BindImage waits until there is a daemon, for it is the first thing that is asked of it for
-// an image.
+// BindImage waits until there is a daemon, for it or Status is the first thing that is asked
+// of it for an image.
 func (d *daemon) BindImage(ctx context.Context, r api.BindRequest) error {
 	if err := d.await(ctx); err != nil {
 		return err
 	}
 	return d.Client.BindImage(ctx, r)
+}
+
+// Status waits as BindImage does.
+func (d *daemon) Status(ctx context.Context) (api.Status, error) {
+	if err := d.await(ctx); err != nil {
+		return api.Status{}, err
+	}
+	return d.Client.Status(ctx)
 }
 
 // await returns when the daemon answers, or says why it does not.
