@@ -60,6 +60,14 @@ func (c *changingSource) counts() (asked, refused int) {
 	return c.asked, c.refused
 }
 
+// change says that there may be another login and waits until somebody asks.
+func (c *changingSource) change(t *testing.T) {
+	t.Helper()
+	before, _ := c.counts()
+	c.changed <- struct{}{}
+	until(t, "nobody asks", func() bool { asked, _ := c.counts(); return asked > before })
+}
+
 // originOf has a login if there is one.
 func originOf(login string) Origin {
 	text, err := json.Marshal(login)
@@ -116,8 +124,7 @@ func TestRenewChanged(t *testing.T) {
 	if got := r.daemon.config(); got != `"one"` {
 		t.Fatalf("bound with %s", got)
 	}
-	c.changed <- struct{}{}
-	until(t, "nobody asks", func() bool { asked, _ := c.counts(); return asked == 2 })
+	c.change(t)
 	c.set(originOf("two"))
 	c.changed <- struct{}{}
 	until(t, "the new login does not reach the daemon", func() bool { return r.daemon.config() == `"two"` })
@@ -125,8 +132,7 @@ func TestRenewChanged(t *testing.T) {
 		t.Errorf("bound %d times, want 2: the same was said again", n)
 	}
 	c.set(originOf("")) // it is gone: containers read on with what there is
-	c.changed <- struct{}{}
-	until(t, "nobody asks", func() bool { asked, _ := c.counts(); return asked == 4 })
+	c.change(t)
 	c.set(originOf("three"))
 	c.changed <- struct{}{}
 	until(t, "the new login does not reach the daemon", func() bool { return r.daemon.config() == `"three"` })
