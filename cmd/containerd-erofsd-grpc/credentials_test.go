@@ -29,17 +29,6 @@ import (
 
 const secretText = "hunter2-not-for-anybody"
 
-// load reads a configuration that is text.
-func load(t *testing.T, text string) (config, error) {
-	t.Helper()
-	name := filepath.Join(t.TempDir(), "c.toml")
-	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	c, _, err := loadConfig(name, origin{})
-	return c, err
-}
-
 // TestCredentialsConfig is everything that is refused, and says so.
 func TestCredentialsConfig(t *testing.T) {
 	for text, want := range map[string]string{
@@ -94,7 +83,7 @@ credentials = "mine"`: "backends, number 1: credentials",
 images = ["a.example"]
 host = "b.example"`: "host",
 	} {
-		_, err := load(t, text)
+		_, _, err := configOf(t, text, origin{})
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
 			t.Errorf("%s\n%v, want %q", text, err, want)
 		}
@@ -152,7 +141,7 @@ func TestBackends(t *testing.T) {
 	if err := os.WriteFile(local, []byte(`{"version": 2, "backend": {"type": "localfs", "localfs": {"dir": "/blobs"}}}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c, err := load(t, `
+	c, _, err := configOf(t, `
 [backend]
 hosts_dir = "/others"
 credentials = ""
@@ -169,7 +158,7 @@ credentials = ""
 [[backends]]
 images = ["local.example"]
 template = "`+local+`"
-`)
+`, origin{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -301,7 +290,7 @@ func TestOneSocket(t *testing.T) {
 
 // TestDaemonAwaited: what is asked first for an image waits for a daemon.
 func TestDaemonAwaited(t *testing.T) {
-	d := newDaemon(daemonConfig{Socket: filepath.Join(t.TempDir(), "s")}, slog.New(slog.DiscardHandler))
+	d := newDaemon(daemonConfig{Socket: filepath.Join(t.TempDir(), "s")}, slog.New(slog.DiscardHandler), func(string) {})
 	defer d.close()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

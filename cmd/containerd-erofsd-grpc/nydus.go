@@ -178,6 +178,7 @@ func completeNydus(c *config, keys map[string]any) (warnings []string, err error
 		cache = filepath.Join(c.Root, "cache")
 	}
 	c.Daemon.Root = filepath.Join(cache, "erofsd")
+	c.Credentials.fromNydus(keys)
 	if _, err := os.Stat(nydusTemplate); err == nil && c.Backend.Template == "" {
 		c.Backend.Template = nydusTemplate
 	}
@@ -197,6 +198,27 @@ func completeNydus(c *config, keys map[string]any) (warnings []string, err error
 			"write \"fscache\" to say so")
 	}
 	return warnings, errors.Join(errs...)
+}
+
+// fromNydus asks the keychains that keys enable, in nydus-snapshotter's order, which has
+// docker's always. Its secrets are those of all namespaces.
+func (c *credentialsConfig) fromNydus(keys map[string]any) {
+	enabled := func(key string) bool { return keys["remote.auth."+key] == true }
+	cri, kubelet, secrets := enabled("enable_cri_keychain"), enabled("enable_kubelet_credential_providers"), enabled("enable_kubeconfig_keychain")
+	if !cri && !kubelet && !secrets {
+		return // erofsd asks docker's itself
+	}
+	if cri {
+		c.Providers = append(c.Providers, fromCRI)
+	}
+	c.Providers = append(c.Providers, fromDocker)
+	if kubelet {
+		c.Providers = append(c.Providers, fromKubelet)
+	}
+	if secrets {
+		c.Providers = append(c.Providers, fromSecrets)
+		c.Secrets.Namespaces = []string{"*"}
+	}
 }
 
 // A rule does what a key says; a warning says why it has no effect.

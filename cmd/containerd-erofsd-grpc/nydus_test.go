@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/pflag"
+
+	"github.com/erofsd/erofsd/internal/keychain"
 )
 
 // configOf reads a configuration with this text.
@@ -103,9 +106,19 @@ func TestNydusKeys(t *testing.T) {
 		{text: `remote.convert_vpc_registry = true`, warning: "remote.convert_vpc_registry"},
 		{text: `remote.mirrors_config.dir = "` + dir + `"`, used: func(c config) bool { return c.Backend.HostsDir == dir }},
 		{text: `remote.mirrors_config.dir = "` + dir + `/missing"`, refusal: "remote.mirrors_config.dir: "},
-		{text: `remote.auth.enable_kubeconfig_keychain = true`, refusal: "docker's config.json"},
-		{text: `remote.auth.enable_cri_keychain = true`, refusal: "docker's config.json"},
-		{text: `remote.auth.enable_kubelet_credential_providers = true`, refusal: "docker's config.json"},
+		{text: "remote.auth.enable_kubeconfig_keychain = true\nremote.auth.kubeconfig_path = \"/k\"", used: func(c config) bool {
+			return slices.Equal(c.Credentials.Providers, []string{fromDocker, fromSecrets}) &&
+				c.Credentials.Secrets.Kubeconfig == "/k" && slices.Equal(c.Credentials.Secrets.Namespaces, []string{"*"})
+		}},
+		{text: "remote.auth.enable_cri_keychain = true\nremote.auth.image_service_address = \"/i\"", used: func(c config) bool {
+			return slices.Equal(c.Credentials.Providers, []string{fromCRI, fromDocker}) && c.Credentials.CRI.Address == "/i"
+		}},
+		{text: "remote.auth.enable_kubelet_credential_providers = true\nremote.auth.credential_provider_config = \"/c\"\nremote.auth.credential_provider_bin_dir = \"/b\"", used: func(c config) bool {
+			return slices.Equal(c.Credentials.Providers, []string{fromDocker, fromKubelet}) && c.Credentials.Kubelet == kubeletConfig{Config: "/c", Plugins: "/b"}
+		}},
+		{text: `remote.auth.enable_kubelet_credential_providers = true`, refusal: "credentials.kubelet.config"},
+		{text: `remote.auth.credential_renewal_interval = "1h"`, used: func(c config) bool { return c.Credentials.Renew == "1h" }},
+		{text: `remote.auth.credential_renewal_interval = "soon"`, refusal: "credentials.renew"},
 		{text: `snapshot.enable_nydus_overlayfs = true`, refusal: "Kata"},
 		{text: `snapshot.enable_kata_volume = true`, refusal: "Kata"},
 		{text: `snapshot.sync_remove = true`, warning: "snapshot.sync_remove"},
@@ -189,8 +202,9 @@ func TestNydusFlags(t *testing.T) {
 
 // TestFscacheTemplate is the form in which nydus-snapshotter has its template for fscache.
 func TestFscacheTemplate(t *testing.T) {
-	c := backendConfig{Template: "../../configs/nydusd-config.fscache.json"}
-	got := imageOf(t, c, "registry.example/team/app:1")
+	c := defaultConfig()
+	c.Backend.Template = "../../configs/nydusd-config.fscache.json"
+	got := imageOf(t, c, "registry.example/team/app:1", keychain.Login{})
 	if r := got.Backend.Registry; r == nil || r.Host != "registry.example" || r.Repo != "team/app" || r.RetryLimit == nil || *r.RetryLimit != 4 {
 		t.Errorf("registry %+v", r)
 	}
@@ -202,7 +216,8 @@ func TestFscacheTemplate(t *testing.T) {
 	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got := imageOf(t, backendConfig{Template: name}, ""); got.Backend.LocalFS == nil || got.Backend.LocalFS.Dir != "/blobs" {
+	c.Backend.Template = name
+	if got := imageOf(t, c, "", keychain.Login{}); got.Backend.LocalFS == nil || got.Backend.LocalFS.Dir != "/blobs" {
 		t.Errorf("backend %+v", got.Backend)
 	}
 }

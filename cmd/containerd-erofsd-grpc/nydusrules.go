@@ -147,14 +147,14 @@ func remoteRules() map[string]rule {
 			}
 			return nil
 		}),
-		"remote.auth.enable_kubeconfig_keychain":          refused("logins come from docker's config.json; private images would fail", false),
-		"remote.auth.kubeconfig_path":                     unused("no secrets are read from Kubernetes", ""),
-		"remote.auth.enable_cri_keychain":                 refused("logins come from docker's config.json; private images would fail", false),
-		"remote.auth.image_service_address":               unused("there is no image service for Kubernetes", ""),
-		"remote.auth.enable_kubelet_credential_providers": refused("logins come from docker's config.json; private images would fail", false),
-		"remote.auth.credential_provider_config":          unused("no credential providers are run", ""),
-		"remote.auth.credential_provider_bin_dir":         unused("no credential providers are run", ""),
-		"remote.auth.credential_renewal_interval":         unused("docker's config.json is read at each login", "", "0s", "0"),
+		"remote.auth.enable_kubeconfig_keychain":          used(func(*config, bool) error { return nil }), // completeNydus
+		"remote.auth.kubeconfig_path":                     text(func(c *config) *string { return &c.Credentials.Secrets.Kubeconfig }),
+		"remote.auth.enable_cri_keychain":                 used(func(*config, bool) error { return nil }), // completeNydus
+		"remote.auth.image_service_address":               text(func(c *config) *string { return &c.Credentials.CRI.Address }),
+		"remote.auth.enable_kubelet_credential_providers": used(func(*config, bool) error { return nil }), // completeNydus
+		"remote.auth.credential_provider_config":          text(func(c *config) *string { return &c.Credentials.Kubelet.Config }),
+		"remote.auth.credential_provider_bin_dir":         text(func(c *config) *string { return &c.Credentials.Kubelet.Plugins }),
+		"remote.auth.credential_renewal_interval":         text(func(c *config) *string { return &c.Credentials.Renew }),
 	}
 }
 
