@@ -89,6 +89,7 @@ func (m *images) drop(id string) {
 	defer m.mu.Unlock()
 	delete(m.mounted, id)
 	delete(m.told, id)
+	delete(m.failures, id)
 }
 
 // forget has every image looked at again before it is used.
