@@ -18,15 +18,19 @@ import (
 //  1. Doubt: the clean mark goes, durably, and the units are suspect from then on. Their
 //     data stay where they are. No new reader is allowed to read them without Fill, which
 //     finds them right and present again, at the price of a digest.
-//  2. Punch, a grace of many ticks later: what is still in doubt, and whose region nobody
-//     asked for meanwhile, is punched.
+//  2. Punch, many ticks later: what is still in doubt, and whose region nobody asked for
+//     meanwhile, is punched.
 //
-// So whoever reads a hole was allowed to read it more than a grace ago. On its way from
+// So whoever reads a hole was allowed to read it before it was in doubt. On its way from
 // the answer to its copy of the bytes (fs/read_write.c vfs_iocb_iter_read, then
 // mm/filemap.c filemap_read, 6.18) it is in the kernel and can be held up by
 //
-//   - the scheduler, a page allocation that reclaims: microseconds, in a bad moment a
-//     second. That is what the grace is for, of ten seconds and more;
+//   - the scheduler, on a machine with too much to do for as long as it likes. The caller
+//     of Punch must have seen that nobody is on the way any more who could have been when
+//     the region was put in doubt;
+//   - a page allocation that reclaims, of which the same is true but for the second that it
+//     may wait interruptibly (mm/vmscan.c throttle_direct_reclaim). That is what a grace of
+//     ten seconds and more is for;
 //   - the disk, for as long as a command to it may time out, minutes. Then its page is in
 //     the page cache and not up to date: Punch looks for such and puts the region off;
 //   - O_DIRECT: hole punching waits for those (inode_dio_wait);
@@ -35,7 +39,6 @@ import (
 //     cgroup v2, SIGSTOP, ptrace and CPU quotas of 6.18 stop a task only on its way back
 //     to user space.
 //
-// What is left is a task that is not run, or waits for memory, for longer than the grace.
 // Ticks count only while this process runs (Manager.Tick): a suspended or starved machine
 // has no grace that passed unseen.
 //
@@ -74,7 +77,7 @@ func (b *Blob) touch(off, n int64) {
 
 // Tick advances the clock that eviction goes by. One goroutine calls it, about every
 // second; it must not make up for calls that it missed.
-func (m *Manager) Tick() { m.clock.Add(1) }
+func (m *Manager) Tick() (now uint32) { return m.clock.Add(1) }
 
 // A Region is a part of a blob that is evicted as a whole.
 type Region struct {
@@ -278,12 +281,12 @@ func (b *Blob) Trust() {
 }
 
 // Punch is the second step: it gives back at least want bytes of what has been in doubt
-// for more than grace ticks, if there is so much, and returns how many it gave back.
-// While it runs the kernel must ask before it reads the cache file, as it has since Doubt,
-// and no reader may have been frozen for the last grace.
+// since before a tick, if there is so much, and returns how many it gave back. While it
+// runs the kernel must ask before it reads the cache file, as it has since Doubt, and no
+// reader may be on its way that was allowed to read before that tick.
 //
 // An error leaves everything usable: what was to be punched is fetched again.
-func (b *Blob) Punch(ctx context.Context, grace uint32, want int64) (n int64, err error) {
+func (b *Blob) Punch(ctx context.Context, before uint32, want int64) (n int64, err error) {
 	_, leave, err := b.enter(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("evict from blob %s: %w", b.name, err)
@@ -293,7 +296,7 @@ func (b *Blob) Punch(ctx context.Context, grace uint32, want int64) (n int64, er
 		if n >= want || ctx.Err() != nil {
 			break
 		}
-		f := b.condemn(i, grace)
+		f := b.condemn(i, before)
 		if f == nil {
 			continue
 		}
@@ -307,12 +310,12 @@ func (b *Blob) Punch(ctx context.Context, grace uint32, want int64) (n int64, er
 }
 
 // condemn claims what can be punched of region i, nil if there is nothing.
-func (b *Blob) condemn(i int, grace uint32) *flight {
+func (b *Blob) condemn(i int, before uint32) *flight {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	at, now := b.doubted[i], b.m.clock.Load()
+	at := b.doubted[i]
 	switch {
-	case at == 0 || now-at <= grace:
+	case at == 0 || at >= before:
 		return nil
 	case b.strays > 0: // one may be about to find a unit right that is gone then
 		return nil
@@ -364,7 +367,7 @@ func (b *Blob) punch(f *flight) (n int64, err error) {
 	return n, nil
 }
 
-// spare ends f. Its region stays in doubt, for another grace, if units of it are suspect.
+// spare ends f. Its region is in doubt anew if units of it are suspect.
 func (b *Blob) spare(f *flight) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -38,13 +38,19 @@ func doubt(t testing.TB, b *Blob) {
 	}
 }
 
+// punch takes what has been in doubt for more than grace ticks.
 func punch(t testing.TB, b *Blob, grace uint32) int64 {
 	t.Helper()
-	n, err := b.Punch(t.Context(), grace, b.Size())
+	n, err := b.Punch(t.Context(), before(b, grace), b.Size())
 	if err != nil {
 		t.Fatal(err)
 	}
 	return n
+}
+
+func before(b *Blob, grace uint32) uint32 {
+	now := b.m.clock.Load()
+	return now - min(grace, now)
 }
 
 // disk returns how much disk b's cache file takes.
@@ -203,7 +209,7 @@ func TestEvictOrder(t *testing.T) {
 		t.Errorf("punched %d bytes without another grace", n)
 	}
 	m.Tick()
-	if n, err := b.Punch(t.Context(), 0, b.Size()); n != 0 || !errors.Is(err, syscall.EIO) {
+	if n, err := b.Punch(t.Context(), before(b, 0), b.Size()); n != 0 || !errors.Is(err, syscall.EIO) {
 		t.Errorf("a hole that fails: %d, %v", n, err)
 	}
 	if punches != 1 || marked > 0 {
@@ -396,7 +402,7 @@ func TestEvictModel(t *testing.T) {
 		if err := b.Doubt(t.Context(), rs[:r.IntN(len(rs)+1)]); err != nil {
 			t.Fatal(err)
 		}
-		n, err := b.Punch(t.Context(), 0, r.Int64N(b.Size()))
+		n, err := b.Punch(t.Context(), before(b, 0), r.Int64N(b.Size()))
 		if err != nil {
 			t.Fatal(err)
 		}

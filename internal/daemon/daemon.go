@@ -45,8 +45,9 @@ type Options struct {
 	// the least recently used first, and then data of images that are (quota.go), until
 	// it takes Low. 0: there is no limit. Low defaults to nine tenths of High.
 	High, Low int64
-	// Grace is how long a reader may be on its way to data that go; default 10 s, which
-	// is right for every machine. Tests have less.
+	// Grace is how long data are in doubt at least before they go, and ten ticks of the clock
+	// by which it is seen that no reader is on its way to them (quiescence.go); default 10 s,
+	// which is right for every machine. Tests have less.
 	Grace time.Duration
 
 	// Default is how an image gets its data that does not say so itself; its backend is

@@ -11,7 +11,7 @@ import (
 )
 
 // reclaim takes want bytes of disk from images that are in use: it puts as much in doubt,
-// the least recently read first, and with now takes what has been in doubt for a grace.
+// the least recently read first, and with now takes what has been in doubt for long enough.
 // It reports whether something went or is about to.
 func (t *fanotifyTransport) reclaim(ctx context.Context, q *quota, want int64, now bool) (coming bool, err error) {
 	vs := t.evictable()
@@ -33,9 +33,9 @@ func (t *fanotifyTransport) reclaim(ctx context.Context, q *quota, want int64, n
 	}
 	freed := int64(0)
 	for _, v := range vs {
-		coming = coming || v.blob.Doubtful() > 0 && q.thaw > 0
-		if now && q.thaw.over() && freed < want {
-			n, err := t.punch(ctx, v, want-freed)
+		coming = coming || v.blob.Doubtful() > 0 && q.thaw > 0 && !q.blind
+		if before := q.safe(); now && before > 0 && freed < want {
+			n, err := t.punch(ctx, v, before, want-freed)
 			errs = append(errs, err)
 			freed += n
 		}
@@ -141,13 +141,25 @@ func (t *fanotifyTransport) doubt(ctx context.Context, v *device, rs []blobmgr.R
 	return ignoreClosed(v.blob.Doubt(ctx, rs))
 }
 
-func (t *fanotifyTransport) punch(ctx context.Context, v *device, want int64) (int64, error) {
+func (t *fanotifyTransport) punch(ctx context.Context, v *device, before uint32, want int64) (int64, error) {
 	if err := t.arm(v); err != nil {
 		return 0, ignoreClosed(err)
 	}
 	defer t.unpin([]*device{v})
-	n, err := v.blob.Punch(ctx, graceTicks, want)
+	n, err := v.blob.Punch(ctx, before, want)
 	return n, ignoreClosed(err)
+}
+
+// doubtful reports whether anything is in doubt.
+func (t *fanotifyTransport) doubtful() bool {
+	t.d.mu.Lock()
+	defer t.d.mu.Unlock()
+	for _, v := range t.d.devices {
+		if v.blob.Doubtful() > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // ignoreClosed is nil for what ended meanwhile: it is evicted when nobody uses it.

@@ -36,7 +36,11 @@ type quota struct {
 	bytes, grown int64
 	high, low    int64 // the marks; lower than asked for when the disk is full
 	hopeless     bool  // it was logged that nothing more can go
-	thaw         thaw
+
+	now     uint32 // of blobmgr's clock
+	thaw    thaw
+	readers quiescence
+	blind   bool // it cannot be seen which readers are on their way
 }
 
 // watchQuota keeps the cache below its limit until the daemon ends.
@@ -46,10 +50,10 @@ func (d *Daemon) watchQuota() {
 	case <-d.ctx.Done():
 		return
 	}
-	q := &quota{d: d}
+	q := &quota{d: d, readers: quiescence{proc: "/proc"}}
 	t := time.NewTicker(max(d.o.Grace/graceTicks, time.Millisecond))
 	defer t.Stop()
-	told, blind := "", false
+	told := ""
 	for short := false; ; {
 		err := q.round(d.ctx, short)
 		if err != nil && d.ctx.Err() == nil && err.Error() != told { // once: it is tried again soon
@@ -61,17 +65,35 @@ func (d *Daemon) watchQuota() {
 		case <-d.ctx.Done():
 			return
 		case <-t.C:
-			d.blobs.Tick()
-			if terr := q.thaw.tick(); terr != nil && !blind {
-				blind = true
-				d.log.Warn("make room in the cache", "err", terr)
-			}
+			q.tick()
 		case <-d.closed: // there may be something to remove now
 			q.looked = time.Time{}
 		case <-d.blobs.Short():
 			short = true
 		}
 	}
+}
+
+// tick has the time go by that readers have who are on their way.
+func (q *quota) tick() {
+	q.now = q.d.blobs.Tick()
+	t, ok := q.d.kernel.(*fanotifyTransport)
+	if !ok {
+		return
+	}
+	err := errors.Join(q.thaw.tick(), q.readers.look(q.now, t.doubtful()))
+	if err != nil && !q.blind {
+		q.d.log.Warn("make room in the cache", "err", err)
+	}
+	q.blind = err != nil
+}
+
+// safe returns the tick before which data must have been put in doubt to go now; 0: none.
+func (q *quota) safe() uint32 {
+	if q.blind || !q.thaw.over() || q.now <= graceTicks {
+		return 0
+	}
+	return min(q.now-graceTicks, q.readers.passed)
 }
 
 // round makes room if it is needed; short says that a read waits for it.
