@@ -42,7 +42,7 @@ func command() *cli.Command {
 		Commands: []*cli.Command{
 			convertCommand(), mountCommand(), unmountCommand(), removeCommand(), statusCommand(), explainCommand(),
 			bindCommand(), unbindCommand(), prefetchCommand(), pinCommand(), usageCommand(), evictCommand(), scrubCommand(), upgradeCommand(),
-			checkCommand(), inspectCommand(), doctorCommand(),
+			checkCommand(), inspectCommand(), doctorCommand(), nodeCommand(),
 		},
 		ExitErrHandler: func(context.Context, *cli.Command, error) {}, // main prints and exits
 	}

@@ -46,6 +46,7 @@ var ours = map[string][]string{
 	"convert":           {"erofs", "internal/chunk", "internal/kernel"},
 
 	"internal/api/nydus": {},
+	"configs":            {}, // files that erofsctl node installs
 
 	"internal/keychain": {"backend/registry"}, // docker's configuration and helpers
 
@@ -59,7 +60,7 @@ var ours = map[string][]string{
 	"cmd/containerd-erofsd-grpc": {"snapshotter", "internal/api", "internal/keychain", "internal/logging"},
 
 	"cmd/erofsd":   {"internal/daemon", "internal/config", "internal/keeper", "internal/logging"},
-	"cmd/erofsctl": {"backend", "backend/localfs", "backend/registry", "convert", "erofs", "fanotify", "cachefiles", "internal/api", "internal/chunk", "internal/daemon", "internal/kernel", "internal/sandbox"},
+	"cmd/erofsctl": {"backend", "backend/localfs", "backend/registry", "configs", "convert", "erofs", "fanotify", "cachefiles", "internal/api", "internal/chunk", "internal/daemon", "internal/kernel", "internal/sandbox"},
 }
 
 // everywhere may be imported by any package of ours: it does nothing in a release
