@@ -188,7 +188,7 @@ func (n node) check(ctx context.Context) error {
 	if err != nil {
 		err = fmt.Errorf("erofsd: %w (journalctl -u erofsd on the node says more)", err)
 	}
-	socket := filepath.Join(n.host.Name(), "run/containerd-erofsd/containerd-erofsd-grpc.sock")
+	socket := filepath.Join(n.host.Name(), defaultAddress)
 	if derr := dialUnix(ctx, socket); derr != nil {
 		err = errors.Join(err, fmt.Errorf("snapshotter: %w (journalctl -u containerd-erofsd-grpc on the node says more)", derr))
 	}
