@@ -22,6 +22,8 @@ var inside = []struct{ outside, at string }{
 	{"units", "/etc/systemd/system"},
 	{"state", "/var/lib/erofsd"},
 	{"images", "/images"},
+	{"snapshots", "/var/lib/containerd"},
+	{"source", "/source"},
 }
 
 // runInit becomes systemd, or returns why not.
@@ -122,7 +124,7 @@ func chooseUnits(_, root string) error {
 		mount("tmpfs", lib+"/system", "tmpfs", 0, "mode=755"),
 		mount("tmpfs", lib+"/system-generators", "tmpfs", 0, "mode=755"),
 	)
-	for _, pattern := range []string{"*.target", "systemd-journald.service", "systemd-journald.socket"} {
+	for _, pattern := range []string{"*.target", "systemd-journald.service", "systemd-journald.socket", "containerd.service"} {
 		names, gerr := filepath.Glob("/usr/lib/systemd/system/" + pattern)
 		err = errors.Join(err, gerr)
 		for _, name := range names {

@@ -32,6 +32,7 @@ const envPrograms = "SYSTEMD_PROGRAMS"
 type setup struct {
 	unit   string // of configs/systemd, default erofsd.service
 	dropIn string // put over it, "" is nothing
+	fresh  bool   // nothing of it is installed; the files to do so are in /source
 }
 
 func TestMain(m *testing.M) {
@@ -83,6 +84,13 @@ func (m *machine) install() {
 		if err := os.MkdirAll(filepath.Join(m.dir, x.outside), 0o755); err != nil {
 			m.t.Fatal(err)
 		}
+	}
+	if m.fresh {
+		configs := os.DirFS(filepath.Join(testenv.ModuleRoot(m.t), "configs"))
+		if err := os.CopyFS(filepath.Join(m.dir, "source", "configs"), configs); err != nil {
+			m.t.Fatal(err)
+		}
+		return
 	}
 	units := os.DirFS(filepath.Join(testenv.ModuleRoot(m.t), "configs", "systemd"))
 	programs := os.DirFS(os.Getenv(envPrograms))
