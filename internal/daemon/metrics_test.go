@@ -206,6 +206,9 @@ func TestMetricTexts(t *testing.T) {
 			t.Errorf("%s speaks of %d metrics only", file, len(names))
 		}
 		for _, name := range names {
+			if strings.HasPrefix(name, "erofsd_snapshotter_") { // containerd-erofsd-grpc's, whose tests know them
+				continue
+			}
 			if !known[name] {
 				t.Errorf("%s speaks of %s, which is no metric", file, name)
 			}

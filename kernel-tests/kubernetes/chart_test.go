@@ -38,7 +38,7 @@ func newChart(t *testing.T) *chart {
 	t.Helper()
 	home := t.TempDir()
 	c := &chart{
-		t: t, dir: filepath.Join(testenv.ModuleRoot(t), "configs", "helm", "erofsd"), helm: services.Helm(t), kubetypes: services.KubeTypes(t),
+		t: t, dir: filepath.Join(testenv.ModuleRoot(t), "configs", "helm", "erofsd"), helm: services.Helm(t), kubetypes: services.Tool(t, "kubetypes"),
 		check: filepath.Join(home, "containerd-erofsd-grpc"),
 		env:   append(os.Environ(), "HELM_CACHE_HOME="+home, "HELM_CONFIG_HOME="+home, "HELM_DATA_HOME="+home),
 	}

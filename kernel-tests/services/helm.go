@@ -35,15 +35,15 @@ func Helm(t testing.TB) string {
 	return program
 }
 
-// KubeTypes returns the path of internal/tools/kubetypes, which it builds. Without it t is
+// Tool returns the path of a program of internal/tools, which it builds. Without it t is
 // skipped by the gate tools.
-func KubeTypes(t testing.TB) string {
+func Tool(t testing.TB, name string) string {
 	t.Helper()
 	dir := t.TempDir()
-	if err := goTool(t.Context(), filepath.Join(testenv.ModuleRoot(t), "internal", "tools"), dir, "install", "./kubetypes"); err != nil {
+	if err := goTool(t.Context(), filepath.Join(testenv.ModuleRoot(t), "internal", "tools"), dir, "install", "./"+name); err != nil {
 		testenv.Need(t, "tools", "needs the tools of internal/tools: "+err.Error())
 	}
-	return filepath.Join(dir, "kubetypes")
+	return filepath.Join(dir, name)
 }
 
 // goTool runs the go command in a module of its own; what it installs goes to bin.
