@@ -173,7 +173,7 @@ var illnesses = []struct {
 			f["etc/containerd/config.toml"] = "version = 2\n"
 			f["run/containerd-erofsd/containerd-erofsd-grpc.sock"] = ""
 		},
-		failure, "containerd", "says nothing of the snapshotter", "io.containerd.grpc.v1.cri",
+		failure, "containerd", "says nothing of the snapshotter", "containerd config migrate), then add this",
 		[]string{"CRI"},
 	},
 	{"not told and not there", func(_ *doctor, f map[string]string) { delete(f, "etc/containerd/config.toml") }, note, "containerd", "says nothing", `io.containerd.cri.v1.images`, []string{"CRI"}},
@@ -197,10 +197,21 @@ var illnesses = []struct {
 		},
 		note, "CRI", "Kubernetes uses the snapshotter overlayfs", "", nil,
 	},
-	{"imported by containerd 1", func(_ *doctor, f map[string]string) {
+	{"version 2 in containerd 2", func(_ *doctor, f map[string]string) {
+		text, _ := configs.File("containerd/config-v2.toml")
+		f["etc/containerd/config.toml"] = string(text)
+	}, failure, "CRI", "containerd 2 reads version 2", "config-v3.toml", nil},
+	{"runtime of version 2 in containerd 2", func(_ *doctor, f map[string]string) {
+		text, _ := configs.File("containerd/runtime-v2.toml")
+		f["etc/containerd/config.toml"] = string(text)
+	}, failure, "CRI", "containerd 2 reads version 2", "runtime-v3.toml", nil},
+	{"imported by containerd 1", func(d *doctor, f map[string]string) {
 		f["etc/containerd/config.toml"] = "version = 2\nimports = [\"conf.d/*.toml\"]\n[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"x\"\n"
 		text, _ := configs.File("containerd/config-v2.toml")
 		f["etc/containerd/conf.d/erofsd.toml"] = string(text)
+		d.run = func(context.Context, ...string) (string, error) {
+			return "containerd github.com/containerd/containerd 1.7.24 x", nil
+		}
 	}, warning, "containerd", "in place of all that /etc/containerd/config.toml says", "one file", nil},
 }
 

@@ -53,6 +53,11 @@ func (d *doctor) examineContainerd(ctx context.Context) {
 		return
 	}
 	d.add(fine, "containerd", "", "%s has the snapshotter %s", d.containerd, name)
+	if major >= 2 && c.Version == 2 && c.lostByMigration(name) {
+		d.add(failure, "CRI", "containerd config migrate > new.toml, and put what configs/containerd/config-v3.toml (or runtime-v3.toml) says into it",
+			"containerd %d reads version 2 of %s and loses there that Kubernetes uses the snapshotter", major, d.containerd)
+		return
+	}
 	d.examineCRI(c, name)
 }
 
@@ -86,9 +91,12 @@ func (d *doctor) untold(c containerdConfig, major int) {
 	if _, err := os.Lstat(d.at(d.snapshotter)); err != nil {
 		how = note
 	}
-	file := "containerd/config-v2.toml"
-	if c.Version >= 3 || c.Version == 0 && major >= 2 {
+	file, first := "containerd/config-v2.toml", ""
+	if c.Version >= 3 || major >= 2 {
 		file = "containerd/config-v3.toml"
+	}
+	if c.Version > 0 && c.Version < 3 && major >= 2 {
+		first = "bring it to the version of containerd (containerd config migrate), then "
 	}
 	text, _ := configs.File(file) // it is a part of this program
 	stanza := strings.ReplaceAll(string(text), defaultAddress, d.snapshotter)
@@ -98,7 +106,7 @@ func (d *doctor) untold(c containerdConfig, major int) {
 			return
 		}
 	}
-	d.add(how, "containerd", fmt.Sprintf("add this to %s, as far as it is not there, and restart containerd:\n%s", d.containerd, stanza), "%s says nothing of the snapshotter at %s", d.containerd, d.snapshotter)
+	d.add(how, "containerd", fmt.Sprintf("%sadd this to %s, as far as it is not there, and restart containerd:\n%s", first, d.containerd, stanza), "%s says nothing of the snapshotter at %s", d.containerd, d.snapshotter)
 }
 
 // proxyAt is the name of the snapshotter at a socket.
@@ -138,6 +146,15 @@ func (d *doctor) examineCRI(c containerdConfig, name string) {
 	if right {
 		d.add(fine, "CRI", "", "Kubernetes uses it, and says what it pulls")
 	}
+}
+
+// lostByMigration reports whether containerd 2 loses the snapshotter of CRI from a file of
+// version 2: as of 2.4 it takes that only from a file that has runtimes too, and never that of
+// a runtime for its images.
+func (c containerdConfig) lostByMigration(name string) bool {
+	cri := c.table(criV2, "containerd")
+	_, runtimes := cri["runtimes"]
+	return cri["snapshotter"] == name && !runtimes || c.runtimeUses(name)
 }
 
 // table is a table of the plugins, nil if there is none.
