@@ -15,6 +15,7 @@ import (
 
 	"github.com/erofsd/erofsd/internal/testenv"
 	"github.com/erofsd/erofsd/kernel-tests/rootfs"
+	"github.com/erofsd/erofsd/kernel-tests/services"
 )
 
 // Where containerd has what it makes of a file.
@@ -70,6 +71,7 @@ SystemdCgroup = true
 // TestContainerdFiles has containerd itself read the files of configs/containerd: it knows every
 // key, and makes of them what they are for.
 func TestContainerdFiles(t *testing.T) {
+	services.Containerd(t) // is installed where it can be
 	one := testenv.Tool(t, "containerd")
 	built, err := filepath.Glob(filepath.Join(rootfs.CacheDir(), "containerd-v2*", "containerd"))
 	if err != nil {
