@@ -134,8 +134,8 @@ func (s *Snapshotter) place(dir, id string) error {
 	name := s.path(snapshotsDir, id)
 	err := os.Rename(dir, name)
 	if errors.Is(err, os.ErrExist) {
-		if err = s.toTrash(id); err == nil {
-			s.sweepSoon()
+		if _, err = s.toTrash(id); err == nil {
+			s.garbage.look()
 			err = os.Rename(dir, name)
 		}
 	}
@@ -147,7 +147,7 @@ func (s *Snapshotter) placed(dir string, err error) error {
 	if err == nil {
 		return nil
 	}
-	s.sweepSoon() // by its name it may be another one's by now
+	s.garbage.look() // by its name it may be another one's by now
 	return errors.Join(err, os.RemoveAll(dir))
 }
 

@@ -22,19 +22,19 @@ import (
 const releaseTime = 20 * time.Second
 
 // detach unmounts the image of a snapshot that does not exist any more, and moves its
-// directory into the trash.
-func (s *Snapshotter) detach(ctx context.Context, id string) error {
+// directory into the trash, where its place is returned.
+func (s *Snapshotter) detach(ctx context.Context, id string) (place string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, releaseTime)
 	defer cancel()
 	if r, err := readRecord(s.path(snapshotsDir, id)); err == nil {
 		give, err := s.images.take(ctx, r.key()) // nobody mounts it again meanwhile
 		if err != nil {
-			return err
+			return "", err
 		}
 		defer give()
 	}
 	if err := s.unmount(ctx, s.point(id)); err != nil {
-		return fmt.Errorf("remove snapshot %s: unmount its image: %w", id, err)
+		return "", fmt.Errorf("remove snapshot %s: unmount its image: %w", id, err)
 	}
 	s.images.disown(id)
 	s.images.drop(id)
@@ -68,16 +68,17 @@ func (s *Snapshotter) emptyTrash(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		place := s.path(trashDir, e.Name())
-		err := s.release(ctx, place)
-		if err == nil {
-			err = errors.Join(emptyDir(ctx, place), os.Remove(place))
-		}
-		if err != nil {
-			errs = append(errs, err)
-		}
+		errs = append(errs, s.destroy(ctx, s.path(trashDir, e.Name())))
 	}
 	return errors.Join(errs...)
+}
+
+// destroy deletes what is at a place in the trash, when the daemon has forgotten its image.
+func (s *Snapshotter) destroy(ctx context.Context, place string) error {
+	if err := s.release(ctx, place); err != nil {
+		return err
+	}
+	return errors.Join(emptyDir(ctx, place), os.Remove(place))
 }
 
 // release has the daemon forget the image whose record is in the trash, unless another

@@ -6,85 +6,31 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 )
 
 // Remove removes a snapshot. It is gone at once; its files go in the background.
 func (s *Snapshotter) Remove(ctx context.Context, key string) error {
-	err := s.store.WithTransaction(ctx, true, func(ctx context.Context) error {
-		_, _, err := storage.Remove(ctx, key)
+	var id string
+	err := s.store.WithTransaction(ctx, true, func(ctx context.Context) (err error) {
+		id, _, err = storage.Remove(ctx, key)
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("remove snapshot %s: %w", key, err)
 	}
-	s.sweepSoon()
+	s.garbage.add(id)
 	return nil
 }
 
 // Cleanup removes what removed snapshots have left, and returns when that is done.
 func (s *Snapshotter) Cleanup(ctx context.Context) error {
-	if err := s.sweep(ctx); err != nil {
+	if err := s.sweep(ctx, true); err != nil {
+		s.garbage.look() // what it took and did not do is nowhere else
 		return fmt.Errorf("clean up: %w", err)
 	}
 	return nil
-}
-
-// sweepSoon has garbage removed in the background.
-func (s *Snapshotter) sweepSoon() {
-	select {
-	case s.garbage <- struct{}{}:
-	default: // it is about to be
-	}
-}
-
-// Pauses before garbage that could not be removed is tried again.
-const (
-	sweepPause    = time.Second
-	sweepMaxPause = time.Minute
-)
-
-// sweepOn removes garbage until the end.
-func (s *Snapshotter) sweepOn() {
-	var again <-chan time.Time
-	said := ""
-	for pause := sweepPause; ; {
-		select {
-		case <-s.ctx.Done():
-			return
-		case <-s.garbage:
-		case <-again:
-		}
-		err := s.sweep(s.ctx)
-		switch {
-		case s.ctx.Err() != nil:
-			return
-		case err == nil:
-			again, pause, said = nil, sweepPause, ""
-		default:
-			if err.Error() != said { // an image may be in use for days
-				s.log.Warn("remove what is left of snapshots; it is tried again", "err", err)
-			}
-			said = err.Error()
-			again, pause = time.After(pause), min(2*pause, sweepMaxPause)
-		}
-	}
-}
-
-// sweep removes all garbage, or what can be removed of it.
-func (s *Snapshotter) sweep(ctx context.Context) error {
-	if err := s.sweeping.take(ctx); err != nil {
-		return err
-	}
-	defer s.sweeping.give()
-	lazy, err := s.discard(ctx, false)
-	errs := []error{err}
-	for _, id := range lazy {
-		errs = append(errs, s.detach(ctx, id))
-	}
-	return errors.Join(append(errs, s.emptyTrash(ctx))...)
 }
 
 // discard moves the directories of snapshots that do not exist into the trash. It returns
@@ -115,7 +61,8 @@ func (s *Snapshotter) discard(ctx context.Context, all bool) (lazy []string, err
 			lazy = append(lazy, id)
 			continue
 		}
-		errs = append(errs, s.toTrash(id))
+		_, err := s.toTrash(id)
+		errs = append(errs, err)
 	}
 	return lazy, errors.Join(errs...)
 }
@@ -123,14 +70,16 @@ func (s *Snapshotter) discard(ctx context.Context, all bool) (lazy []string, err
 // trashed is what the directory of a snapshot is called in its place in the trash.
 const trashed = "snapshot"
 
-// toTrash moves the directory of a snapshot into the trash, where it has a name that no
-// other one has had: numbers come again when somebody removes the store.
-func (s *Snapshotter) toTrash(id string) error {
-	place, err := os.MkdirTemp(s.path(trashDir), id+"-")
-	if err != nil {
-		return err
+// toTrash moves the directory of a snapshot into the trash and returns its place: a name that
+// no other one has had, because numbers come again when somebody removes the store.
+func (s *Snapshotter) toTrash(id string) (place string, err error) {
+	if place, err = os.MkdirTemp(s.path(trashDir), id+"-"); err != nil {
+		return "", err
 	}
-	return os.Rename(s.path(snapshotsDir, id), filepath.Join(place, trashed))
+	if err := os.Rename(s.path(snapshotsDir, id), filepath.Join(place, trashed)); err != nil {
+		return "", errors.Join(err, os.Remove(place))
+	}
+	return place, nil
 }
 
 // emptyDir removes everything in dir. It can be interrupted, unlike os.RemoveAll, and

@@ -38,8 +38,8 @@ type Snapshotter struct {
 
 	loginLabel sync.Once // a label with a login was seen, and that was said
 
-	sweeping turn          // who removes garbage
-	garbage  chan struct{} // there may be some; capacity 1
+	sweeping turn // who removes garbage
+	garbage  *garbage
 
 	ctx        context.Context // of the background; ends with Close
 	stop       context.CancelFunc
@@ -84,7 +84,7 @@ func New(root string, m Mounter, source Source, opts ...Opt) (*Snapshotter, erro
 	s := &Snapshotter{
 		root: root, log: slog.New(slog.DiscardHandler),
 		mounter: m, source: source, scope: ScopeAll, images: newImages(), recover: make(chan struct{}, 1),
-		sweeping: make(turn, 1), garbage: make(chan struct{}, 1),
+		sweeping: make(turn, 1), garbage: newGarbage(),
 	}
 	for _, o := range opts {
 		o(s)
@@ -105,7 +105,7 @@ func New(root string, m Mounter, source Source, opts ...Opt) (*Snapshotter, erro
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.background.Go(s.sweepOn)
-	s.sweepSoon()
+	s.garbage.look()
 	s.background.Go(s.recoverOn)
 	s.Recover()
 	if s.renewal.Look > 0 {
