@@ -87,7 +87,7 @@ var confined = []struct {
 	}},
 	{"oras.land", []string{"backend/registry", "cmd/erofsctl"}},
 	{"github.com/urfave/cli", []string{"cmd"}},
-	{"github.com/containerd", []string{"snapshotter", "cmd/containerd-erofsd-grpc"}},
+	{"github.com/containerd", []string{"snapshotter", "cmd/containerd-erofsd-grpc", "kernel-tests"}},
 	{"google.golang.org/grpc", []string{
 		"snapshotter", "cmd/containerd-erofsd-grpc",
 		"internal/keychain/cri.go", // the proxy of the CRI image service
