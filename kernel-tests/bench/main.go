@@ -39,6 +39,7 @@ var cases = []struct {
 	{"network-cpu", networkCPU},
 	{"api", apiCalls},
 	{"bind", binds},
+	{"life", life},
 }
 
 func main() {
@@ -50,7 +51,7 @@ func main() {
 	bin := flag.String("bin", "bin", "`directory` of erofsd and erofsctl")
 	out := flag.String("out", "build/bench.json", "`file` for the figures")
 	repeat := flag.Int("repeat", 5, "`number` of runs of each measurement; the median counts")
-	pattern := flag.String("run", ".", "run only the cases that match `regexp`: convert, cold, verification, numpy, link, warm, page-cold, mounts, images, demand, network-cpu, api, bind")
+	pattern := flag.String("run", ".", "run only the cases that match `regexp`: convert, cold, verification, numpy, link, warm, page-cold, mounts, images, demand, network-cpu, api, bind, life")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
