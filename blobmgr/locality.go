@@ -6,8 +6,9 @@ import "slices"
 // The figures are from the traces of starting programs behind a link of 100 Mbit/s
 // and 20 ms (docs/design.md, Readahead).
 const (
-	// wholeFile is the largest file that is fetched whole when it is first missed.
-	wholeFile = 512 << 10
+	// wholeFile is the largest file that is fetched whole when it is first missed: most
+	// libraries are read nearly whole, with one wait for each window that is not there.
+	wholeFile = 2 << 20
 	// fileWindow is fetched behind the first miss in a larger file; it doubles with
 	// each further one, up to maxAround.
 	fileWindow = 384 << 10
