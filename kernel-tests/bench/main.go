@@ -40,6 +40,7 @@ var cases = []struct {
 	{"api", apiCalls},
 	{"bind", binds},
 	{"life", life},
+	{"pull", pull},
 }
 
 func main() {
@@ -51,7 +52,7 @@ func main() {
 	bin := flag.String("bin", "bin", "`directory` of erofsd and erofsctl")
 	out := flag.String("out", "build/bench.json", "`file` for the figures")
 	repeat := flag.Int("repeat", 5, "`number` of runs of each measurement; the median counts")
-	pattern := flag.String("run", ".", "run only the cases that match `regexp`: convert, cold, verification, numpy, link, warm, page-cold, mounts, images, demand, network-cpu, api, bind, life")
+	pattern := flag.String("run", ".", "run only the cases that match `regexp`: convert, cold, verification, numpy, link, warm, page-cold, mounts, images, demand, network-cpu, api, bind, life, pull")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
