@@ -27,8 +27,9 @@ type fakeDaemon struct {
 	mounts map[string]string // key by place
 	kept   map[string]bool
 	calls  []string
-	down   error // of every call
-	usage  api.Usage
+	down   error                // of every call
+	usage  api.Usage            // of those that are not in usages
+	usages map[string]api.Usage // by key
 	wanted []api.PrefetchRequest
 	denied map[string]bool // by key: its login is refused
 
@@ -208,9 +209,12 @@ func (d *fakeDaemon) Prefetch(_ context.Context, r api.PrefetchRequest) error {
 	return d.call("prefetch")
 }
 
-func (d *fakeDaemon) Usage(context.Context, api.ImageRequest) (api.Usage, error) {
+func (d *fakeDaemon) Usage(_ context.Context, r api.ImageRequest) (api.Usage, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if u, ok := d.usages[keyOf(r.DomainID, r.Image)]; ok {
+		return u, d.call("usage")
+	}
 	return d.usage, d.call("usage")
 }
 

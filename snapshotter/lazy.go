@@ -29,7 +29,6 @@ type images struct {
 	mu      sync.Mutex              // guards what follows
 	mounted map[string]bool         // by snapshot: mounted since the daemon was started last
 	turns   map[string]*countedTurn // by record.key
-	owners  map[string]string       // by what is counted: the snapshot that it is counted for
 	told    map[string]told         // by snapshot: what the daemon was told
 
 	failures map[string]string // by snapshot: why its image was not mounted
@@ -43,7 +42,7 @@ type countedTurn struct {
 
 func newImages() *images {
 	return &images{
-		mounted: map[string]bool{}, turns: map[string]*countedTurn{}, owners: map[string]string{}, told: map[string]told{}, failures: map[string]string{},
+		mounted: map[string]bool{}, turns: map[string]*countedTurn{}, told: map[string]told{}, failures: map[string]string{},
 	}
 }
 
@@ -146,6 +145,7 @@ func (s *Snapshotter) mountFirst(ctx context.Context, l lazyLayer) error {
 		return fmt.Errorf("mount image %s: %w", r.name(), err)
 	}
 	s.images.setMounted(l.id)
+	s.shares.mounted(r)
 	s.grant(ctx, r)
 	s.log.Info("image is mounted and served lazily", "image", r.name(), "snapshot", l.id)
 	return nil
@@ -187,7 +187,9 @@ func (s *Snapshotter) bindAndMount(ctx context.Context, l lazyLayer, r record) e
 		return err
 	}
 	if old, err := readRecord(s.path(snapshotsDir, l.id)); err != nil || old != r {
+		s.shares.put(l.id, r) // before who removes the directory can forget it
 		if err := r.write(s.path(snapshotsDir, l.id)); err != nil {
+			s.shares.drop(l.id)
 			return err
 		}
 	}

@@ -36,9 +36,7 @@ func (s *Snapshotter) detach(ctx context.Context, id string) (place string, err 
 	if err := s.unmount(ctx, s.point(id)); err != nil {
 		return "", fmt.Errorf("remove snapshot %s: unmount its image: %w", id, err)
 	}
-	s.images.disown(id)
-	s.images.drop(id)
-	return s.toTrash(id)
+	return s.discardOne(id)
 }
 
 // unmount unmounts what is at a place, whether the daemon knows it or not.

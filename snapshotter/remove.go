@@ -20,6 +20,7 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 	if err != nil {
 		return fmt.Errorf("remove snapshot %s: %w", key, err)
 	}
+	s.shares.drop(id) // what it has counts for others at once
 	s.garbage.add(id)
 	return nil
 }
@@ -61,7 +62,7 @@ func (s *Snapshotter) discard(ctx context.Context, all bool) (lazy []string, err
 			lazy = append(lazy, id)
 			continue
 		}
-		_, err := s.toTrash(id)
+		_, err := s.discardOne(id)
 		errs = append(errs, err)
 	}
 	return lazy, errors.Join(errs...)
@@ -80,6 +81,15 @@ func (s *Snapshotter) toTrash(id string) (place string, err error) {
 		return "", errors.Join(err, os.Remove(place))
 	}
 	return place, nil
+}
+
+// discardOne moves the directory of a snapshot into the trash and forgets what is known of it.
+func (s *Snapshotter) discardOne(id string) (place string, err error) {
+	if place, err = s.toTrash(id); err == nil {
+		s.images.drop(id)
+		s.shares.drop(id)
+	}
+	return place, err
 }
 
 // emptyDir removes everything in dir. It can be interrupted, unlike os.RemoveAll, and

@@ -32,6 +32,7 @@ type Snapshotter struct {
 	find    Finder // nil: nobody to ask
 	scope   Scope
 	images  *images
+	shares  *shares
 	wishes  wishes
 	recover chan struct{} // images may have to be mounted again; capacity 1
 	renewal Renewal       // of logins; the zero value: none
@@ -83,7 +84,7 @@ func New(root string, m Mounter, source Source, opts ...Opt) (*Snapshotter, erro
 	}
 	s := &Snapshotter{
 		root: root, log: slog.New(slog.DiscardHandler),
-		mounter: m, source: source, scope: ScopeAll, images: newImages(), recover: make(chan struct{}, 1),
+		mounter: m, source: source, scope: ScopeAll, images: newImages(), shares: newShares(), recover: make(chan struct{}, 1),
 		sweeping: make(turn, 1), garbage: newGarbage(),
 	}
 	for _, o := range opts {
@@ -99,6 +100,9 @@ func New(root string, m Mounter, source Source, opts ...Opt) (*Snapshotter, erro
 	err = emptyDir(context.Background(), s.path(newDir))
 	if err == nil {
 		_, err = s.discard(context.Background(), true)
+	}
+	if err == nil {
+		err = s.readShares()
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open snapshotter: put away what was not completed: %w", err), s.store.Close())

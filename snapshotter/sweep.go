@@ -118,7 +118,7 @@ func (s *Snapshotter) sweep(ctx context.Context, all bool) error {
 func (s *Snapshotter) sweepOne(ctx context.Context, id string) error {
 	remove := s.detach
 	if _, err := os.Lstat(s.point(id)); errors.Is(err, fs.ErrNotExist) {
-		remove = func(context.Context, string) (string, error) { return s.toTrash(id) }
+		remove = func(context.Context, string) (string, error) { return s.discardOne(id) }
 	}
 	place, err := remove(ctx, id)
 	if err != nil {

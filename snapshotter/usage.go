@@ -15,7 +15,7 @@ import (
 
 // Usage returns what a snapshot takes without its parents: of one that can be written now,
 // else what was counted when it was committed, and for the layer with the bootstrap also what
-// the daemon's cache has of the image. What images share is counted once.
+// the daemon's cache has of the image. What images share is counted once, for the oldest.
 func (s *Snapshotter) Usage(ctx context.Context, key string) (usage snapshots.Usage, err error) {
 	var id string
 	var info snapshots.Info
@@ -46,10 +46,10 @@ func (s *Snapshotter) cached(ctx context.Context, id string) int64 {
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0 // it was never mounted
 	}
+	ctx, cancel := context.WithTimeout(ctx, usageTimeout)
+	defer cancel()
 	var u api.Usage
 	if err == nil {
-		ctx, cancel := context.WithTimeout(ctx, usageTimeout)
-		defer cancel()
 		u, err = s.mounter.Usage(ctx, api.ImageRequest{Image: r.Image, DomainID: r.Domain})
 	}
 	if err != nil {
@@ -58,38 +58,39 @@ func (s *Snapshotter) cached(ctx context.Context, id string) int64 {
 		}
 		return 0
 	}
+	s.learn(ctx, r, u)
 	metadata, blobs := u.Disk, int64(0)
 	for _, b := range u.Blobs {
 		metadata -= b.Disk
-		if s.images.owns(id, "blob "+r.Domain+"/"+b.ID) {
+		if s.shares.hasBlob(id, b.ID) {
 			blobs += b.Disk
 		}
 	}
-	if !s.images.owns(id, "metadata "+r.key()) {
+	if !s.shares.hasImage(id) {
 		metadata = 0
 	}
 	return blobs + metadata
 }
 
-// owns reports whether something is counted for the snapshot id: the first that asks.
-func (m *images) owns(id, what string) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if _, ok := m.owners[what]; !ok {
-		m.owners[what] = id
+// learn notes the blobs of the image r, whose usage is u, and asks for those of all images whose
+// blobs are not known: once for each that is mounted.
+func (s *Snapshotter) learn(ctx context.Context, r record, u api.Usage) {
+	s.shares.setBlobs(r.key(), blobsOf(u))
+	for _, r := range s.shares.unasked() {
+		u, err := s.mounter.Usage(ctx, api.ImageRequest{Image: r.Image, DomainID: r.Domain})
+		if err != nil && !absent(err) {
+			s.log.Debug("usage of lazy images", "image", r.name(), "err", err)
+			return // until the next time they may count twice
+		}
+		s.shares.setBlobs(r.key(), blobsOf(u))
 	}
-	return m.owners[what] == id
 }
 
-// disown forgets a snapshot: others count what was counted for it.
-func (m *images) disown(id string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.mounted, id)
-	delete(m.failures, id)
-	for what, owner := range m.owners {
-		if owner == id {
-			delete(m.owners, what)
-		}
+// blobsOf returns the names of the blobs of an image.
+func blobsOf(u api.Usage) []string {
+	ids := []string{}
+	for _, b := range u.Blobs {
+		ids = append(ids, b.ID)
 	}
+	return ids
 }
