@@ -2,6 +2,8 @@ package snapshotter
 
 import (
 	"context"
+	"fmt"
+	"os"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -10,7 +12,16 @@ import (
 	"github.com/erofsd/erofsd/internal/testenv"
 )
 
-func TestMain(m *testing.M) { testenv.Main(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(crashRoot) != "" {
+		if err := crashChild(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	testenv.Main(m)
+}
 
 // TestSuite is containerd's own. The name says what it may expect: overlayfs renames no
 // directories of lower layers.
