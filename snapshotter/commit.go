@@ -10,6 +10,8 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/continuity/fs"
+
+	"github.com/erofsd/erofsd/internal/failpoint"
 )
 
 // Commit makes the active snapshot key the committed snapshot name. containerd calls it in
@@ -31,12 +33,15 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 		err = s.checkBootstrap(id)
 		opts = append(opts, kept(info.Labels))
 	}
+	failpoint.Hit("snapshotter.commit")
 	if err == nil {
 		err = s.store.WithTransaction(ctx, true, func(ctx context.Context) error {
 			_, err := storage.CommitActive(ctx, key, name, usage, opts...)
+			failpoint.Hit("snapshotter.committing")
 			return err
 		})
 	}
+	failpoint.Hit("snapshotter.committed")
 	if err != nil {
 		return fmt.Errorf("commit snapshot %s as %s: %w", key, name, err)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 
 	"github.com/erofsd/erofsd/internal/api"
+	"github.com/erofsd/erofsd/internal/failpoint"
 )
 
 // A lazyLayer is a committed snapshot with a bootstrap.
@@ -207,7 +208,9 @@ func (s *Snapshotter) bindAndMount(ctx context.Context, l lazyLayer, r record) e
 	if err := os.Mkdir(point, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
+	failpoint.Hit("snapshotter.mount")
 	_, err = s.mounter.Mount(ctx, api.MountRequest{Mountpoint: point, Image: r.Image, DomainID: r.Domain})
+	failpoint.Hit("snapshotter.mounted")
 	return classified(err)
 }
 
@@ -229,9 +232,11 @@ func (s *Snapshotter) bind(ctx context.Context, l lazyLayer, r record, origin Or
 		return err
 	}
 	bound := api.BindRequest{ID: r.Image, DomainID: r.Domain, Bootstrap: f.Name(), Config: origin.Config}
+	failpoint.Hit("snapshotter.bind")
 	if err := s.mounter.BindImage(ctx, bound); err != nil {
 		return classified(err)
 	}
+	failpoint.Hit("snapshotter.bound")
 	t.config = sha256.Sum256(origin.Config)
 	s.images.setTold(t)
 	return nil

@@ -11,6 +11,8 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
+
+	"github.com/erofsd/erofsd/internal/failpoint"
 )
 
 // Prepare makes a writable snapshot over parent and returns its mounts. For a layer that
@@ -38,6 +40,7 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 	if err != nil {
 		return nil, fmt.Errorf("prepare snapshot %s: %w", key, err)
 	}
+	failpoint.Hit("snapshotter.labels")
 	return s.make(ctx, snapshots.KindActive, key, parent, opts)
 }
 
@@ -65,10 +68,12 @@ func (s *Snapshotter) make(ctx context.Context, kind snapshots.Kind, key, parent
 	if err != nil {
 		return nil, fmt.Errorf("prepare snapshot %s: %w", key, err)
 	}
+	failpoint.Hit("snapshotter.created")
 	m, err := s.mounts(ctx, sn)
 	if err == nil {
 		err = s.ownAsImage(sn)
 	}
+	failpoint.Hit("snapshotter.prepared")
 	s.tell(sn, err)
 	if err != nil {
 		err = fmt.Errorf("prepare snapshot %s: %w", key, err)
@@ -131,6 +136,7 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 // place gives a new directory its name. It needs a write transaction with the entry of id: what
 // has the name already is garbage, of a transaction that failed or a store that was removed.
 func (s *Snapshotter) place(dir, id string) error {
+	failpoint.Hit("snapshotter.place")
 	name := s.path(snapshotsDir, id)
 	err := os.Rename(dir, name)
 	if errors.Is(err, os.ErrExist) {
@@ -139,6 +145,7 @@ func (s *Snapshotter) place(dir, id string) error {
 			err = os.Rename(dir, name)
 		}
 	}
+	failpoint.Hit("snapshotter.placed")
 	return err
 }
 
@@ -166,6 +173,7 @@ func (s *Snapshotter) newDirectory(kind snapshots.Kind) (dir string, err error) 
 	if err != nil {
 		return "", errors.Join(err, os.RemoveAll(dir))
 	}
+	failpoint.Hit("snapshotter.directory")
 	return dir, nil
 }
 
@@ -205,5 +213,6 @@ func (s *Snapshotter) ownAsImage(sn snapshot) error {
 			return err
 		}
 	}
+	failpoint.Hit("snapshotter.own")
 	return syscall.Chmod(upper, st.Mode&0o7777)
 }

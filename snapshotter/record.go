@@ -13,6 +13,8 @@ import (
 
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
+
+	"github.com/erofsd/erofsd/internal/failpoint"
 )
 
 // A record is what the daemon knows an image as. It lies in the directory of the snapshot
@@ -58,11 +60,13 @@ func (r record) write(dir string) (err error) {
 	}
 	_, err = tmp.Write(text)
 	if err = errors.Join(err, tmp.Sync(), tmp.Close()); err == nil {
+		failpoint.Hit("snapshotter.record")
 		err = os.Rename(tmp.Name(), filepath.Join(dir, recordFile))
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("write %s: %w", recordFile, err), os.Remove(tmp.Name()))
 	}
+	failpoint.Hit("snapshotter.recorded")
 	return syncDir(dir)
 }
 

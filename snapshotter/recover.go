@@ -8,6 +8,8 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
+
+	"github.com/erofsd/erofsd/internal/failpoint"
 )
 
 // Recover has all images that are mounted looked at again, and mounted again where the
@@ -31,7 +33,9 @@ func (s *Snapshotter) Abandon() error {
 	errs := []error{err}
 	for _, l := range layers {
 		s.log.Warn("image is unmounted: nobody serves it", "image", l.reference, "snapshot", l.id)
+		failpoint.Hit("snapshotter.abandon")
 		errs = append(errs, detachStale(s.point(l.id)))
+		failpoint.Hit("snapshotter.abandoned")
 	}
 	return errors.Join(errs...)
 }
@@ -89,7 +93,9 @@ const recoverTime = time.Minute
 func (s *Snapshotter) recoverOne(l lazyLayer) error {
 	ctx, cancel := context.WithTimeout(s.ctx, recoverTime)
 	defer cancel()
+	failpoint.Hit("snapshotter.recover")
 	_, err := s.mountImage(ctx, l)
+	failpoint.Hit("snapshotter.recovered")
 	return err
 }
 

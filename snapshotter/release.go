@@ -12,6 +12,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 
 	"github.com/erofsd/erofsd/internal/api"
+	"github.com/erofsd/erofsd/internal/failpoint"
 )
 
 // This is the way back of lazy.go, and its order: unmount, then unbind, then remove from the
@@ -33,9 +34,11 @@ func (s *Snapshotter) detach(ctx context.Context, id string) (place string, err 
 		}
 		defer give()
 	}
+	failpoint.Hit("snapshotter.unmount")
 	if err := s.unmount(ctx, s.point(id)); err != nil {
 		return "", fmt.Errorf("remove snapshot %s: unmount its image: %w", id, err)
 	}
+	failpoint.Hit("snapshotter.unmounted")
 	return s.discardOne(id)
 }
 
@@ -76,7 +79,13 @@ func (s *Snapshotter) destroy(ctx context.Context, place string) error {
 	if err := s.release(ctx, place); err != nil {
 		return err
 	}
-	return errors.Join(emptyDir(ctx, place), os.Remove(place))
+	failpoint.Hit("snapshotter.delete")
+	err := emptyDir(ctx, place)
+	if err == nil {
+		failpoint.Hit("snapshotter.deleted")
+		err = os.Remove(place)
+	}
+	return err
 }
 
 // release has the daemon forget the image whose record is in the trash, unless another
@@ -105,13 +114,16 @@ func (s *Snapshotter) release(ctx context.Context, place string) error {
 	if err != nil || shared {
 		return err
 	}
+	failpoint.Hit("snapshotter.unbind")
 	err = s.mounter.UnbindImage(ctx, api.ImageRequest{Image: r.Image, DomainID: r.Domain})
 	if err == nil || absent(err) {
+		failpoint.Hit("snapshotter.unbound")
 		err = s.mounter.Remove(ctx, api.RemoveRequest{Image: r.Image, DomainID: r.Domain})
 	}
 	if err != nil && !absent(err) {
 		return fmt.Errorf("remove image %s from the cache: %w", r.name(), err)
 	}
+	failpoint.Hit("snapshotter.forgotten")
 	s.log.Info("image is removed", "image", r.name())
 	return nil
 }

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
+
+	"github.com/erofsd/erofsd/internal/failpoint"
 )
 
 // Remove removes a snapshot. It is gone at once; its files go in the background.
@@ -15,11 +17,13 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 	var id string
 	err := s.store.WithTransaction(ctx, true, func(ctx context.Context) (err error) {
 		id, _, err = storage.Remove(ctx, key)
+		failpoint.Hit("snapshotter.remove")
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("remove snapshot %s: %w", key, err)
 	}
+	failpoint.Hit("snapshotter.removed")
 	s.shares.drop(id) // what it has counts for others at once
 	s.garbage.add(id)
 	return nil
@@ -77,9 +81,11 @@ func (s *Snapshotter) toTrash(id string) (place string, err error) {
 	if place, err = os.MkdirTemp(s.path(trashDir), id+"-"); err != nil {
 		return "", err
 	}
+	failpoint.Hit("snapshotter.trash")
 	if err := os.Rename(s.path(snapshotsDir, id), filepath.Join(place, trashed)); err != nil {
 		return "", errors.Join(err, os.Remove(place))
 	}
+	failpoint.Hit("snapshotter.trashed")
 	return place, nil
 }
 

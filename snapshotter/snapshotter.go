@@ -18,6 +18,8 @@ import (
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+
+	"github.com/erofsd/erofsd/internal/failpoint"
 )
 
 // A Snapshotter is containerd's. It is safe for concurrent use; Close ends it.
@@ -96,6 +98,7 @@ func New(root string, m Mounter, source Source, opts ...Opt) (*Snapshotter, erro
 	if err := s.openStore(); err != nil {
 		return nil, err
 	}
+	failpoint.Hit("snapshotter.opened")
 	// What was being made or removed when the last process ended has no entry.
 	err = emptyDir(context.Background(), s.path(newDir))
 	if err == nil {
@@ -107,6 +110,7 @@ func New(root string, m Mounter, source Source, opts ...Opt) (*Snapshotter, erro
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open snapshotter: put away what was not completed: %w", err), s.store.Close())
 	}
+	failpoint.Hit("snapshotter.tidied")
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.background.Go(s.sweepOn)
 	s.garbage.look()
@@ -246,6 +250,7 @@ func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpath
 	info.Labels = publicLabels(info.Labels)
 	err = s.store.WithTransaction(ctx, true, func(ctx context.Context) error {
 		updated, err = storage.UpdateInfo(ctx, info, fieldpaths...)
+		failpoint.Hit("snapshotter.update")
 		return err
 	})
 	return updated, err

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/erofsd/erofsd/internal/api"
+	"github.com/erofsd/erofsd/internal/failpoint"
 	"github.com/erofsd/erofsd/snapshotter"
 )
 
@@ -119,6 +120,7 @@ func (d *daemon) watch(ctx context.Context, started func(), lost func() error) {
 func (d *daemon) accompany(ctx context.Context, v *vigil, p *process, started func()) {
 	defer p.close()
 	born := time.Now()
+	failpoint.Hit("grpc.daemon.answers")
 	d.mu.Lock()
 	close(d.up)
 	d.mu.Unlock()
@@ -134,6 +136,7 @@ func (d *daemon) accompany(ctx context.Context, v *vigil, p *process, started fu
 	}
 	d.event("DIED")
 	d.log.Warn("erofsd's process has ended", "pid", p.pid, "err", err)
+	failpoint.Hit("grpc.daemon.ended")
 	v.silent, v.grace = time.Now(), graceTime
 	if v.silent.Sub(born) > longLife {
 		v.pause = restartPause
@@ -164,9 +167,11 @@ func (d *daemon) reach(ctx context.Context, grace time.Duration) (*process, erro
 	if err == nil || d.c.Mode != modeStart || ctx.Err() != nil {
 		return p, err
 	}
+	failpoint.Hit("grpc.daemon.start")
 	if err := d.start(); err != nil {
 		return nil, fmt.Errorf("start erofsd: %w", err)
 	}
+	failpoint.Hit("grpc.daemon.started")
 	return d.answer(ctx, startTime)
 }
 

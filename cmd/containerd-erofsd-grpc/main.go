@@ -18,6 +18,7 @@ import (
 	containerdlog "github.com/containerd/log"
 	"github.com/spf13/pflag"
 
+	"github.com/erofsd/erofsd/internal/failpoint"
 	"github.com/erofsd/erofsd/internal/logging"
 	"github.com/erofsd/erofsd/snapshotter"
 )
@@ -125,6 +126,7 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
+	failpoint.Hit("grpc.listens")
 	s.images = sn
 	beside, err := openWebs(c, s.handler(), m.handler())
 	if err != nil {
@@ -135,6 +137,7 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 	var running sync.WaitGroup
 	running.Go(func() { d.watch(ctx, sn.Recover, sn.Abandon) })
 	running.Go(func() { beside.serve(ctx, log) })
+	failpoint.Hit("grpc.ready")
 	log.Info("serves containerd", "address", c.Address, "root", c.Root, "version", buildVersion())
 	if err := notify("READY=1"); err != nil {
 		log.Warn("tell the service manager", "err", err)

@@ -42,6 +42,23 @@ func launch(t testing.TB, addr string, ready func(ctx context.Context) bool, arg
 // Start starts it, as it has not been or was stopped, and returns when it answers.
 func (p *Process) Start(t testing.TB) {
 	t.Helper()
+	p.Begin(t)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for !p.ready(ctx) {
+		select {
+		case <-p.done:
+			t.Fatalf("%s ended: %s\n%s", p.argv[0], p.cmd.ProcessState, p.Log())
+		case <-ctx.Done():
+			t.Fatalf("%s does not answer:\n%s", p.argv[0], p.Log())
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// Begin starts it and does not wait until it answers: it may end before. It returns the process.
+func (p *Process) Begin(t testing.TB) (pid int) {
+	t.Helper()
 	p.cmd = exec.Command(p.argv[0], p.argv[1:]...)
 	p.cmd.Stdout, p.cmd.Stderr = &p.output, &p.output
 	p.cmd.WaitDelay = time.Second // a helper of it may hold the pipe
@@ -54,17 +71,7 @@ func (p *Process) Start(t testing.TB) {
 		defer close(done)
 		_ = cmd.Wait() // a signal ends it
 	}(p.cmd, p.done)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	for !p.ready(ctx) {
-		select {
-		case <-p.done:
-			t.Fatalf("%s ended: %s\n%s", p.argv[0], p.cmd.ProcessState, p.Log())
-		case <-ctx.Done():
-			t.Fatalf("%s does not answer:\n%s", p.argv[0], p.Log())
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
+	return p.cmd.Process.Pid
 }
 
 // Stop asks it to end and waits; what takes too long is killed.
