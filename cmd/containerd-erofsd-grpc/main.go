@@ -27,6 +27,7 @@ import (
 const logTime = 2 * time.Second
 
 func main() {
+	signal.Ignore(syscall.SIGPIPE) // a log that nobody reads is no reason to end
 	err := run(os.Args[1:], os.Stdout)
 	if err != nil && !errors.Is(err, pflag.ErrHelp) {
 		fmt.Fprintln(os.Stderr, "containerd-erofsd-grpc:", err)

@@ -30,6 +30,7 @@ const (
 const logTime = 2 * time.Second
 
 func main() {
+	signal.Ignore(syscall.SIGPIPE) // a log that nobody reads is no reason to end, for the keeper least of all
 	setName(os.Args[0])
 	if daemon.IsHelper(os.Args) {
 		os.Exit(daemon.Helper(os.Args, os.Stdout))
@@ -141,7 +142,6 @@ func signals() (first, second context.Context) {
 	second, stopNow := context.WithCancel(context.Background())
 	ch := make(chan os.Signal, 2)
 	signal.Notify(ch, os.Interrupt, syscall.SIGTERM)
-	signal.Ignore(syscall.SIGPIPE) // a log that nobody reads is no reason to end
 	go func() {
 		<-ch
 		stop()
