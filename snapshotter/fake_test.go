@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,6 +29,7 @@ type fakeDaemon struct {
 	kept   map[string]bool
 	calls  []string
 	down   error                // of every call
+	dies   map[string]int       // by call: how often its worker ends below that
 	usage  api.Usage            // of those that are not in usages
 	usages map[string]api.Usage // by key
 	wanted []api.PrefetchRequest
@@ -83,6 +85,10 @@ func keyOf(domain, image string) string { return domain + "/" + image }
 
 func (d *fakeDaemon) call(name string) error {
 	d.calls = append(d.calls, name)
+	if d.dies[name] > 0 {
+		d.dies[name]--
+		return fmt.Errorf("ask daemon: read: %w", syscall.ECONNRESET)
+	}
 	return d.down
 }
 

@@ -194,6 +194,12 @@ func (s *Snapshotter) bindAndMount(ctx context.Context, l lazyLayer, r record) e
 			return err
 		}
 	}
+	return again(ctx, func() error { return s.haveMounted(ctx, l, r, origin) })
+}
+
+// haveMounted is bindAndMount of an image whose record is written. Each of its steps may have
+// been done before.
+func (s *Snapshotter) haveMounted(ctx context.Context, l lazyLayer, r record, origin Origin) error {
 	if err := s.bind(ctx, l, r, origin); err != nil {
 		return err
 	}
