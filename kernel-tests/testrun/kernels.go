@@ -35,7 +35,7 @@ const killTests = "^TestKillMatrix$"
 // been built, and bootFolders the packages that have them.
 const bootTests = "^(TestBootsGuests|TestGuests)$"
 
-var bootFolders = []string{"./kernel-tests/vm", "./kernel-tests/power", "./kernel-tests/systemd"}
+var bootFolders = []string{"./kernel-tests/vm", "./kernel-tests/power", "./kernel-tests/systemd", "./kernel-tests/containerd"}
 
 // guests are the kernels that are being made while other tests run.
 type guests struct {
