@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -24,20 +26,37 @@ func (s *Snapshotter) Recover() {
 	}
 }
 
-// Abandon unmounts all images, because their daemon is gone and no other one can begin as
-// long as they are mounted. Containers keep what they have, and get errors for what is not
-// in memory; new ones wait for the next daemon.
+// Abandon unmounts all images, those of removed snapshots too, because their daemon is gone and
+// no other one can begin as long as they are mounted. Containers keep what they have, and get
+// errors for what is not in memory; new ones wait for the next daemon.
 func (s *Snapshotter) Abandon() error {
 	s.images.forget()
-	layers, err := s.mountedLayers()
+	dirs, err := s.directories()
 	errs := []error{err}
-	for _, l := range layers {
-		s.log.Warn("image is unmounted: nobody serves it", "image", l.reference, "snapshot", l.id)
+	for _, dir := range dirs {
+		point := filepath.Join(dir, "mnt")
+		if !isEROFS(point) {
+			continue
+		}
+		r, _ := readRecord(dir) // only for the log
+		s.log.Warn("image is unmounted: nobody serves it", "image", r.name(), "snapshot", dir)
 		failpoint.Hit("snapshotter.abandon")
-		errs = append(errs, detachStale(s.point(l.id)))
+		errs = append(errs, detachStale(point))
 		failpoint.Hit("snapshotter.abandoned")
 	}
 	return errors.Join(errs...)
+}
+
+// directories returns those of all snapshots on the disk, removed or not.
+func (s *Snapshotter) directories() (dirs []string, err error) {
+	for name, below := range map[string]string{snapshotsDir: "", trashDir: trashed} {
+		entries, rerr := os.ReadDir(s.path(name))
+		err = errors.Join(err, rerr)
+		for _, e := range entries {
+			dirs = append(dirs, s.path(name, e.Name(), below))
+		}
+	}
+	return dirs, err
 }
 
 // Pauses before images that could not be recovered are tried again.
