@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -228,7 +230,10 @@ func (n *node) life(ctx context.Context, reference, id string) error {
 		return err
 	}
 	got, err := c.finish(ctx)
-	if err == nil && got != n.w.want {
+	switch {
+	case err != nil:
+		err = fmt.Errorf("it printed %q: %w", got, err)
+	case got != n.w.want:
 		err = fmt.Errorf("it printed %q: %w", got, errWrong)
 	}
 	return errors.Join(err, n.ImageService().Delete(ctx, reference, images.SynchronousDelete()))
@@ -321,6 +326,9 @@ func (n *node) stopDaemon() error {
 	if err != nil {
 		return err
 	}
+	if !isErofsd(keeper) {
+		keeper = v.PID // which has lost its own
+	}
 	if err := syscall.Kill(keeper, syscall.SIGTERM); err != nil {
 		return err
 	}
@@ -344,4 +352,11 @@ func parentOf(pid int) (parent int, err error) {
 	var state byte
 	_, err = fmt.Sscanf(string(stat), "%d %s %c %d", &pid, &name, &state, &parent)
 	return parent, err
+}
+
+// isErofsd reports whether a process runs erofsd.
+func isErofsd(pid int) bool {
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	program, _, _ := strings.Cut(string(line), "\x00")
+	return err == nil && filepath.Base(program) == "erofsd"
 }

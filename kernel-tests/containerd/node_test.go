@@ -232,7 +232,7 @@ func (c *container) finish(ctx context.Context) (string, error) {
 	select {
 	case s := <-c.exit:
 		if s.ExitCode() != 0 || s.Error() != nil {
-			err = errors.Join(err, fmt.Errorf("container %s ended with %d: %w", c.ID(), s.ExitCode(), s.Error()))
+			err = errors.Join(err, fmt.Errorf("container %s ended with %d", c.ID(), s.ExitCode()), s.Error())
 		}
 	case <-ctx.Done():
 		err = errors.Join(err, ctx.Err(), c.task.Kill(context.WithoutCancel(ctx), 9))

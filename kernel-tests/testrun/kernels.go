@@ -28,7 +28,7 @@ var guestTests = []struct{ folder, run string }{ // every one with the build tag
 	{"./kernel-tests/torture", "^(TestKillMatrix|TestKilledTogether|TestKeeperKilled|TestSignals|TestUpgrade)$"},
 }
 
-// killTests are those that need the build tag failpoint.
+// killTests kill at named places: programs that have the build tag failpoint.
 const killTests = "^TestKillMatrix$"
 
 // bootTests are those that boot guests themselves, which they can once the kernels have

@@ -57,7 +57,7 @@ func run(ctx context.Context, packages string, rows []string, tests bool, fuzzTi
 		err = errors.Join(err, g.remove())
 	}()
 	if tests {
-		if err := s.goTest(ctx, asReleased, "-timeout", "20m", "-skip", bootTests, packages); err != nil {
+		if err := s.goTest(ctx, asReleased, "-timeout", "20m", "-skip", bootTests+"|"+killTests, packages); err != nil {
 			return err
 		}
 		if err := s.race(ctx); err != nil {
@@ -65,6 +65,10 @@ func run(ctx context.Context, packages string, rows []string, tests bool, fuzzTi
 		}
 		s.note("killed at named places:")
 		if err := s.goTest(ctx, asReleased, "-count=1", "-tags", "failpoint", "-timeout", "15m", "-run", killTests, "./kernel-tests/torture"); err != nil {
+			return err
+		}
+		// It builds what it kills with that tag itself.
+		if err := s.goTest(ctx, asReleased, "-count=1", "-timeout", "30m", "-run", killTests, "./kernel-tests/containerd"); err != nil {
 			return err
 		}
 	}

@@ -1,5 +1,5 @@
 #!/bin/bash
-# The long forms of kernel-tests/power and kernel-tests/torture, one after the other: CUTS of
+# The long forms of kernel-tests/power, torture and containerd, one after the other: CUTS of
 # the power for each kernel, ROUNDS kills at every named place on this machine and in guests
 # with KERNELS, MINUTES each of a lying registry and of everything at once. SEED replays. It
 # ends with one line of counts, and with 1 if anything failed.
@@ -20,6 +20,7 @@ for kernel in ${KERNELS:-6.1 6.12}; do
   run -tags failpoint -exec "$vm" -run 'TestKillMatrix|TestKilledTogether|TestKeeperKilled|TestSignals|TestUpgrade' ./kernel-tests/torture
 done
 run -tags failpoint ./kernel-tests/torture
+ROUNDS=$((ROUNDS / 25 + 1)) run -run TestKillMatrix ./kernel-tests/containerd # each round is minutes
 
 awk '
   /: cut at entry/ { cuts++ }
