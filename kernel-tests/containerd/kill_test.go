@@ -178,12 +178,13 @@ func (k *killed) round(ctx context.Context, t *testing.T, victim string) {
 		}
 		script = fmt.Sprintf("%s=%s@%d", k.name, action, 1+k.rnd.IntN(k.hits))
 	}
-	t.Log(script)
+	moment := time.Duration(k.rnd.IntN(1500)) * time.Millisecond // where there is no place, any will do
+	t.Log(cmp.Or(script, "after "+moment.String()))
 	pid := k.arm(t, script)
 	held := func() error { return inState(pid, state) }
 	ended := k.bring(ctx, t, id, held)
 	if k.name == "" {
-		time.Sleep(time.Duration(k.rnd.IntN(1500)) * time.Millisecond) // any moment will do
+		time.Sleep(moment)
 	} else {
 		k.await(t, "the snapshotter comes to "+k.name, held)
 	}
