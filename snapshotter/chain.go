@@ -61,10 +61,12 @@ func (sn *snapshot) look(ctx context.Context) error {
 	return nil
 }
 
-// referenceIn returns the reference of an image that a label names.
+// referenceIn returns the reference of an image that a label names; one that is too long is none.
 func referenceIn(labels map[string]string) string {
-	if r := labels[labelReference]; r != "" {
-		return r
+	for _, name := range []string{labelReference, labelStargz} {
+		if r := labels[name]; r != "" && len(r) <= maxReference {
+			return r
+		}
 	}
-	return labels[labelStargz]
+	return ""
 }

@@ -21,18 +21,21 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	opts = withoutLogin(opts)
 	var id string
 	var info snapshots.Info
-	err := s.store.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
-		id, info, _, err = storage.GetInfo(ctx, key)
-		return err
-	})
+	err := checkName(name)
+	if err == nil {
+		err = s.store.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
+			id, info, _, err = storage.GetInfo(ctx, key)
+			return err
+		})
+	}
 	var usage snapshots.Usage
 	if err == nil {
 		usage, err = s.count(ctx, id)
 	}
 	if err == nil && kindOf(info.Labels) == bootstrapLayer {
 		err = s.checkBootstrap(id)
-		opts = append(opts, kept(info.Labels))
 	}
+	opts = append(opts, asPrepared(info.Labels))
 	failpoint.Hit("snapshotter.commit")
 	if err == nil {
 		err = s.store.WithTransaction(ctx, true, func(ctx context.Context) error {
@@ -43,7 +46,7 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	}
 	failpoint.Hit("snapshotter.committed")
 	if err != nil {
-		return fmt.Errorf("commit snapshot %s as %s: %w", key, name, err)
+		return fmt.Errorf("commit snapshot %.200s as %.200s: %w", key, name, err)
 	}
 	return nil
 }

@@ -49,15 +49,23 @@ func FuzzLabels(f *testing.F) {
 		if err := checkVersion(labels); err != nil && !errdefs.IsFailedPrecondition(err) {
 			t.Errorf("version: %v", err)
 		}
-		if r := referenceIn(labels); r != labels[labelReference] && r != labels[labelStargz] {
+		if r := referenceIn(labels); r != "" && r != labels[labelReference] && r != labels[labelStargz] || len(r) > maxReference {
 			t.Errorf("reference %q", r)
 		}
+		if err := errors.Join(checkReference(labels), checkTarget(labels)); err != nil && (!errdefs.IsInvalidArgument(err) || len(err.Error()) > 1000) {
+			t.Errorf("too long: %v", err)
+		}
 		said := snapshots.Info{Labels: map[string]string{labelTarget: "said", "other": "said"}}
-		if err := kept(labels)(&said); err != nil {
+		if err := asPrepared(labels)(&said); err != nil {
 			t.Fatal(err)
 		}
-		if said.Labels[labelTarget] != "said" || said.Labels["other"] != "said" || said.Labels[labelBootstrap] != labels[labelBootstrap] {
+		if said.Labels[labelTarget] != "said" || said.Labels["other"] != "said" || (said.Labels[labelBootstrap] == "true") != (kind == bootstrapLayer) {
 			t.Errorf("committed with %q", said.Labels)
+		}
+		for _, update := range []map[string]string{nil, {labelBootstrap: "true"}, {labelBlob: "true", labelTarget: "x"}} {
+			if got := kindOf(withDecision(update, labels)); got != kind {
+				t.Errorf("an update by %q makes kind %d of %d", update, got, kind)
+			}
 		}
 		if !maps.Equal(before, labels) {
 			t.Error("the labels were changed")

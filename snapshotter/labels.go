@@ -91,19 +91,30 @@ func checkVersion(labels map[string]string) error {
 	return nil
 }
 
-// kept are the labels of a layer that must be known when it is committed, whatever the
-// client says of it then.
+// checkReference refuses a reference that cannot be one: it is kept with the image.
+func checkReference(labels map[string]string) error {
+	for _, name := range []string{labelReference, labelStargz} {
+		if n := len(labels[name]); n > maxReference {
+			return fmt.Errorf("the image's reference (%s) has %d bytes, more than the %d that one can have: %w", name, n, maxReference, errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
+}
+
+// kept are the labels of a layer with a bootstrap that must be known when it is committed,
+// whatever the client says of it then.
 func kept(prepared map[string]string) snapshots.Opt {
 	return func(info *snapshots.Info) error {
-		for _, name := range []string{labelTarget, labelBootstrap, labelReference, labelStargz} {
+		info.Labels = maps.Clone(info.Labels)
+		if info.Labels == nil {
+			info.Labels = map[string]string{}
+		}
+		info.Labels[labelBootstrap] = "true"
+		for _, name := range []string{labelTarget, labelReference, labelStargz} {
 			v, ok := prepared[name]
-			if _, said := info.Labels[name]; !ok || said {
-				continue
+			if _, said := info.Labels[name]; ok && !said {
+				info.Labels[name] = v
 			}
-			if info.Labels == nil {
-				info.Labels = map[string]string{}
-			}
-			info.Labels[name] = v
 		}
 		return nil
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
@@ -118,7 +119,7 @@ func (s *Snapshotter) mountImage(ctx context.Context, l lazyLayer) (string, erro
 	if s.images.isMounted(l.id) && isEROFS(point) {
 		return point, nil
 	}
-	err := s.mountFirst(ctx, l)
+	err := s.mountInTime(ctx, l)
 	if err == nil || !s.images.isMounted(l.id) { // who left while another one had it mounted tells nothing of it
 		s.images.setFailure(l.id, err)
 	}
@@ -126,6 +127,22 @@ func (s *Snapshotter) mountImage(ctx context.Context, l lazyLayer) (string, erro
 		return "", err
 	}
 	return point, nil
+}
+
+// mountTime is how long a caller who would wait for ever waits for an image: longer than the
+// daemon needs to find out that a registry does not answer.
+const mountTime = 5 * time.Minute
+
+// mountInTime is mountFirst, and ends when the daemon does not.
+func (s *Snapshotter) mountInTime(ctx context.Context, l lazyLayer) error {
+	late := fmt.Errorf("mount the image of snapshot %s: erofsd has not done so for %v; it hangs if erofsctl status does not answer: restart it then: %w", l.id, s.mountTime, errdefs.ErrUnavailable)
+	ctx, cancel := context.WithTimeoutCause(ctx, s.mountTime, late)
+	defer cancel()
+	err := s.mountFirst(ctx, l)
+	if err != nil && errors.Is(context.Cause(ctx), late) {
+		return late
+	}
+	return err
 }
 
 // mountFirst is mountImage for an image that is not known to be mounted.

@@ -26,6 +26,9 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 	}
 	opts = withoutLogin(opts)
 	if err == nil {
+		err = errors.Join(checkName(key), checkTarget(labels))
+	}
+	if err == nil {
 		if chainID := labels[labelTarget]; chainID != "" {
 			what, why := decision(labels)
 			s.log.Debug("layer is "+what, "layer", chainID, "image", referenceIn(labels), "why", why)
@@ -38,7 +41,7 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("prepare snapshot %s: %w", key, err)
+		return nil, fmt.Errorf("prepare snapshot %.200s: %w", key, err)
 	}
 	failpoint.Hit("snapshotter.labels")
 	return s.make(ctx, snapshots.KindActive, key, parent, opts)
@@ -47,6 +50,9 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 // checkImage refuses an image that could not be mounted, before its metadata are fetched.
 func (s *Snapshotter) checkImage(ctx context.Context, labels map[string]string) error {
 	if err := checkVersion(labels); err != nil {
+		return err
+	}
+	if err := checkReference(labels); err != nil {
 		return err
 	}
 	if s.find != nil {
@@ -58,6 +64,9 @@ func (s *Snapshotter) checkImage(ctx context.Context, labels map[string]string) 
 
 // View makes a read-only snapshot of parent and returns its mounts.
 func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	if err := checkName(key); err != nil {
+		return nil, fmt.Errorf("view: %w", err)
+	}
 	return s.make(ctx, snapshots.KindView, key, parent, withoutLogin(opts))
 }
 
@@ -66,7 +75,7 @@ func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snap
 func (s *Snapshotter) make(ctx context.Context, kind snapshots.Kind, key, parent string, opts []snapshots.Opt) ([]mount.Mount, error) {
 	sn, err := s.create(ctx, kind, key, parent, opts)
 	if err != nil {
-		return nil, fmt.Errorf("prepare snapshot %s: %w", key, err)
+		return nil, fmt.Errorf("prepare snapshot %.200s: %w", key, err)
 	}
 	failpoint.Hit("snapshotter.created")
 	m, err := s.mounts(ctx, sn)
@@ -76,7 +85,7 @@ func (s *Snapshotter) make(ctx context.Context, kind snapshots.Kind, key, parent
 	failpoint.Hit("snapshotter.prepared")
 	s.tell(sn, err)
 	if err != nil {
-		err = fmt.Errorf("prepare snapshot %s: %w", key, err)
+		err = fmt.Errorf("prepare snapshot %.200s: %w", key, err)
 		return nil, errors.Join(err, s.Remove(context.WithoutCancel(ctx), key))
 	}
 	return m, nil
@@ -106,7 +115,7 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) (m []mount.Mount, 
 		m, err = s.mounts(ctx, sn)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("mounts of snapshot %s: %w", key, err)
+		return nil, fmt.Errorf("mounts of snapshot %.200s: %w", key, err)
 	}
 	return m, nil
 }

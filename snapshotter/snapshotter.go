@@ -15,9 +15,6 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
 	"github.com/containerd/continuity/fs"
-	"github.com/containerd/errdefs"
-	bolt "go.etcd.io/bbolt"
-	bolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/erofsd/erofsd/internal/failpoint"
 )
@@ -38,6 +35,8 @@ type Snapshotter struct {
 	wishes  wishes
 	recover chan struct{} // images may have to be mounted again; capacity 1
 	renewal Renewal       // of logins; the zero value: none
+
+	mountTime time.Duration // that constant, but in tests
 
 	loginLabel sync.Once // a label with a login was seen, and that was said
 
@@ -71,9 +70,6 @@ func WithFinder(f Finder) Opt { return func(s *Snapshotter) { s.find = f } }
 // WithScope says which images share blobs; without it all do.
 func WithScope(scope Scope) Opt { return func(s *Snapshotter) { s.scope = scope } }
 
-// storeTimeout is how long New waits for another process to let go of the store.
-const storeTimeout = 10 * time.Second
-
 // New opens the snapshotter whose directory is root, which it makes if there is none. Lazy
 // images are mounted by m, with data from where source says. It asks neither: a daemon that
 // is not there yet is no reason not to serve. The
@@ -87,7 +83,7 @@ func New(root string, m Mounter, source Source, opts ...Opt) (*Snapshotter, erro
 	s := &Snapshotter{
 		root: root, log: slog.New(slog.DiscardHandler),
 		mounter: m, source: source, scope: ScopeAll, images: newImages(), shares: newShares(), recover: make(chan struct{}, 1),
-		sweeping: make(turn, 1), garbage: newGarbage(),
+		sweeping: make(turn, 1), garbage: newGarbage(), mountTime: mountTime,
 	}
 	for _, o := range opts {
 		o(s)
@@ -189,45 +185,6 @@ func hasOption(options []string, name string) bool {
 	return false
 }
 
-// openStore opens the metadata store now, and not at the first call: what is wrong with it
-// is a reason not to start.
-func (s *Snapshotter) openStore() error {
-	name := s.path("metadata.db")
-	store, err := storage.NewMetaStore(name, func(o *bolt.Options) error {
-		o.Timeout = storeTimeout
-		return nil
-	})
-	if err == nil {
-		err = initStore(store)
-	}
-	switch {
-	case errors.Is(err, bolterrors.ErrTimeout):
-		return fmt.Errorf("open snapshotter: another process has %s open; stop that first", name)
-	case err != nil:
-		return fmt.Errorf("open snapshotter: %s: %w", name, err)
-	}
-	s.store = store
-	return nil
-}
-
-// initStore gives a new store its tables: without them nothing is not found, but an error.
-func initStore(store *storage.MetaStore) error {
-	err := store.WithTransaction(context.Background(), false, func(ctx context.Context) error {
-		_, err := storage.IDMap(ctx)
-		return err
-	})
-	if !errdefs.IsNotFound(err) {
-		return err
-	}
-	return store.WithTransaction(context.Background(), true, func(ctx context.Context) error {
-		_, err := storage.CreateSnapshot(ctx, snapshots.KindActive, "first", "")
-		if err == nil {
-			_, _, err = storage.Remove(ctx, "first")
-		}
-		return err
-	})
-}
-
 // path returns a path below the root.
 func (s *Snapshotter) path(elem ...string) string {
 	return filepath.Join(append([]string{s.root}, elem...)...)
@@ -243,17 +200,6 @@ func (s *Snapshotter) Stat(ctx context.Context, key string) (info snapshots.Info
 		return err
 	})
 	return info, err
-}
-
-// Update changes a snapshot's labels.
-func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpaths ...string) (updated snapshots.Info, err error) {
-	info.Labels = publicLabels(info.Labels)
-	err = s.store.WithTransaction(ctx, true, func(ctx context.Context) error {
-		updated, err = storage.UpdateInfo(ctx, info, fieldpaths...)
-		failpoint.Hit("snapshotter.update")
-		return err
-	})
-	return updated, err
 }
 
 // Walk calls fn for each snapshot that one of the filters matches; with none for all. They
