@@ -163,15 +163,15 @@ template = "`+local+`"
 		t.Fatal(err)
 	}
 	for reference, want := range map[string]string{
-		"r.example/team/special/app:1":  "https /special docker false []",
-		"r.example/team/app:1":          "https /team  true [/ca.pem]",
-		"a.team.example:5000/app":       "http /team  true [/ca.pem]",
-		"b.team.example:5000/app":       "https /team  true [/ca.pem]",
-		"b.team.example/app":            "https /others  false []",
-		"r.example/other@sha256:abc":    "https /others  false []",
-		"docker.io/library/debian:12":   "https /others  false []",
-		"local.example/whatever/app:1":  "/blobs",
-		"special.example/r.example:5/a": "https /others  false []",
+		"r.example/team/special/app:1": "https /special docker false []",
+		"r.example/team/app:1":         "https /team  true [/ca.pem]",
+		"a.team.example:5000/app":      "http /team  true [/ca.pem]",
+		"b.team.example:5000/app":      "https /team  true [/ca.pem]",
+		"b.team.example/app":           "https /others  false []",
+		"r.example/other@sha256:abc":   "https /others  false []",
+		"docker.io/library/debian:12":  "https /others  false []",
+		"local.example/whatever/app:1": "/blobs",
+		"special.example/r.example/a":  "https /others  false []",
 	} {
 		b := imageOf(t, c, reference, keychain.Login{}).Backend
 		got := ""

@@ -3,14 +3,13 @@ package main
 import (
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
 
 	"github.com/erofsd/erofsd/internal/keychain"
 )
@@ -127,19 +126,17 @@ func cacheOf(template object) object {
 	return cache
 }
 
-// splitReference returns the host and the repository of an image's reference.
-func splitReference(reference string) (host, repo string, err error) {
-	if reference == "" {
+// splitReference returns the host and the repository of an image's reference. They become parts
+// of URLs and of the names of directories: what is no reference is an error.
+func splitReference(image string) (host, repo string, err error) {
+	if image == "" {
 		return "", "", fmt.Errorf("nobody knows by which reference the image was pulled: let containerd tell (disable_snapshot_annotations = false), "+
 			"set containerd.address in the snapshotter's configuration, or a backend.template that is no registry: %w", errdefs.ErrFailedPrecondition)
 	}
-	name, _, _ := strings.Cut(reference, "@")
-	host, repo, ok := strings.Cut(name, "/")
-	if i := strings.LastIndex(repo, ":"); i >= 0 {
-		repo = repo[:i]
+	name, _, _ := strings.Cut(image, "@")
+	named, err := reference.Parse(name)
+	if n, ok := named.(reference.Named); ok && err == nil && reference.Domain(n) != "" {
+		return reference.Domain(n), reference.Path(n), nil
 	}
-	if !ok || host == "" || repo == "" || !utf8.ValidString(name) || strings.ContainsAny(name, " \t\n?#%\\") {
-		return "", "", errors.Join(fmt.Errorf("image reference %.200q is not host/repository", reference), errdefs.ErrFailedPrecondition)
-	}
-	return host, repo, nil
+	return "", "", fmt.Errorf("image reference %.200q is not host/repository: %w", image, errdefs.ErrFailedPrecondition)
 }
