@@ -246,13 +246,18 @@ func (w *badWorld) clean(t *testing.T) {
 // gone waits until there is no snapshot called key: who leaves is not told when it has gone.
 func (w *badWorld) gone(t *testing.T, key string) {
 	t.Helper()
-	for end := time.Now().Add(patienceOfTest); ; time.Sleep(20 * time.Millisecond) {
+	w.until(t, "snapshot "+key+" is gone", func() bool {
 		_, err := w.sn.Stat(t.Context(), key)
-		if errdefs.IsNotFound(err) {
-			return
-		}
+		return errdefs.IsNotFound(err)
+	})
+}
+
+// until waits until ok.
+func (w *badWorld) until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patienceOfTest); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("snapshot %s is still there: %v", key, err)
+			t.Fatalf("%s: not after %v; the log:\n%s", what, patienceOfTest, w.log.String())
 		}
 	}
 }

@@ -28,6 +28,7 @@ func listen(c config, sn snapshots.Snapshotter, opts ...grpc.ServerOption) (*ser
 	if err != nil {
 		return nil, err
 	}
+	opts = append(opts, grpc.WaitForHandlers(true)) // they use the snapshotter, which is closed then
 	s := &server{grpc: grpc.NewServer(opts...), listener: l}
 	snapshotsapi.RegisterSnapshotsServer(s.grpc, snapshotservice.FromSnapshotter(sn))
 	return s, nil
