@@ -16,6 +16,7 @@ type snapshot struct {
 	lazy *lazyLayer // the nearest bootstrap below it; nil: none
 	over int        // how many of its parents are over that
 	data bool       // it lies on data whose bootstrap is not below it
+	away string     // it lies on a layer whose files are elsewhere, as this says; "": it does not
 
 	image, why string // of its parent: the reference, and what was decided by
 }
@@ -52,6 +53,8 @@ func (sn *snapshot) look(ctx context.Context) error {
 			sn.data = false
 		case info.Labels[labelBlob] == "true":
 			sn.data = true
+		case sn.away == "":
+			sn.away = filesElsewhere(info.Labels)
 		}
 		if sn.lazy == nil {
 			sn.over++

@@ -35,6 +35,9 @@ func decision(labels map[string]string) (what, why string) {
 			return unpacked, fmt.Sprintf("its %s is %.20q, not \"true\"", name, v)
 		}
 	}
+	if _, ok := labels[labelTOC]; ok {
+		return unpacked, "it is eStargz (" + labelTOC + "), which is unpacked as any ordinary layer"
+	}
 	return unpacked, "it has no annotation of a nydus image (" + labelBootstrap + ", " + labelBlob + ")"
 }
 
@@ -124,6 +127,10 @@ func explain(all map[string]*committed, lazy map[string]Image, top *committed) a
 	_, e.Why = decision(top.Labels)
 	for c := top; c != nil; c = all[c.Parent] {
 		what, why := decision(c.Labels)
+		away := filesElsewhere(c.Labels)
+		if away != "" {
+			what, why = remote, errElsewhere(away).Error()
+		}
 		e.Layers = append(e.Layers, api.Layer{Snapshot: c.id, ChainID: c.Labels[labelTarget], Decision: what, Why: why, Labels: inputs(c.Labels)})
 		if e.Reference == "" {
 			e.Reference = referenceIn(c.Labels)
@@ -136,7 +143,10 @@ func explain(all map[string]*committed, lazy map[string]Image, top *committed) a
 			if i.Reference != "" {
 				e.Reference = i.Reference
 			}
-		case what == remote && !e.Lazy:
+		case e.Lazy:
+		case away != "":
+			e.Why = why
+		case what == remote:
 			e.Why = "it has layers of data, but the one with the image's metadata is not here yet"
 		}
 	}

@@ -19,6 +19,8 @@ func (s *Snapshotter) mounts(ctx context.Context, sn snapshot) ([]mount.Mount, e
 	case kindOf(sn.info.Labels) == bootstrapLayer:
 		// What is below has no files, and a bind mount has no limit of layers.
 		return bind(s.upper(sn.ID), false, shifts), nil
+	case sn.away != "":
+		return nil, errElsewhere(sn.away)
 	case sn.lazy != nil:
 		point, err := s.mountImage(ctx, *sn.lazy)
 		if err != nil {

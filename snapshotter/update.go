@@ -29,7 +29,13 @@ func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpath
 }
 
 // deciding are the labels by which it is known what a snapshot is.
-func deciding() []string { return []string{labelTarget, labelBootstrap, labelBlob} }
+func deciding() []string {
+	names := []string{labelTarget, labelBootstrap, labelBlob}
+	for _, e := range elsewheres() {
+		names = append(names, e.label)
+	}
+	return names
+}
 
 // withDecision returns labels with those of old that decide, and with no other ones.
 func withDecision(labels, old map[string]string) map[string]string {
@@ -58,9 +64,9 @@ func asPrepared(prepared map[string]string) snapshots.Opt {
 		if kindOf(prepared) == bootstrapLayer {
 			return kept(prepared)(info)
 		}
-		for _, name := range []string{labelBootstrap, labelBlob} {
-			if info.Labels[name] == "true" {
-				info.Labels = maps.Clone(info.Labels)
+		info.Labels = maps.Clone(info.Labels)
+		for _, name := range deciding() {
+			if v := info.Labels[name]; name != labelTarget && (v == "true" || name != labelBootstrap && name != labelBlob) {
 				delete(info.Labels, name)
 			}
 		}
