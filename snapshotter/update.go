@@ -66,7 +66,13 @@ func asPrepared(prepared map[string]string) snapshots.Opt {
 		}
 		info.Labels = maps.Clone(info.Labels)
 		for _, name := range deciding() {
-			if v := info.Labels[name]; name != labelTarget && (v == "true" || name != labelBootstrap && name != labelBlob) {
+			switch name {
+			case labelTarget: // says which layer it is, and not what
+			case labelBootstrap, labelBlob:
+				if info.Labels[name] == "true" { // no other value decides, and explain tells it
+					delete(info.Labels, name)
+				}
+			default:
 				delete(info.Labels, name)
 			}
 		}

@@ -22,6 +22,7 @@ const callTime = 2 * time.Second
 // other images of the same registry are read meanwhile, and when the registry has recovered
 // so has the image.
 func TestBadRegistry(t *testing.T) {
+	t.Parallel() // it waits
 	w := newBadWorld(t)
 	for _, c := range []struct {
 		name   string

@@ -26,6 +26,7 @@ func kill(t *testing.T, pids ...int) {
 // The snapshotter serves at once, what was read is read again, and the rest is when the
 // registry is back.
 func TestReboot(t *testing.T) {
+	t.Parallel() // it waits
 	w := newBadWorld(t)
 	const seen, unseen = "dup/a", "big/rand-2m"
 	if _, err := w.sn.Prepare(t.Context(), "container", w.good); err != nil {
@@ -69,6 +70,7 @@ func TestReboot(t *testing.T) {
 // TestEndWhileWaiting ends the snapshotter while somebody waits for an image: he is told, and
 // nothing of what he wanted stays.
 func TestEndWhileWaiting(t *testing.T) {
+	t.Parallel() // it waits
 	w := newBadWorld(t)
 	top, err := w.pull(t.Context(), "bad", w.host+"/team/bad:1", fixture(t, badImage))
 	if err != nil {

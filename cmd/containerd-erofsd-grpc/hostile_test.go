@@ -19,6 +19,7 @@ import (
 // image cannot be had and that it is the image's fault, and nothing of it stays.
 func TestBrokenBootstrap(t *testing.T) {
 	const super = 1024 // where the superblock begins
+	t.Parallel()       // it waits
 	w := newBadWorld(t)
 	worker, _ := w.rig.daemon(t)
 	for _, c := range []struct {
@@ -63,6 +64,7 @@ func TestBrokenBootstrap(t *testing.T) {
 // TestHostileLabels has labels and names that nobody should trust: each is refused, or of no
 // effect; nothing leaves the snapshotter's directory.
 func TestHostileLabels(t *testing.T) {
+	t.Parallel() // it waits
 	w := newBadWorld(t)
 	const prefix = "containerd.io/snapshot/"
 	long := strings.Repeat("x", 1<<20)
@@ -118,6 +120,7 @@ func TestHostileLabels(t *testing.T) {
 // TestHungDaemon stops the daemon as SIGSTOP does: who wants an image of it leaves when he
 // likes; images that are mounted and ordinary ones, and everything that is no image, go on.
 func TestHungDaemon(t *testing.T) {
+	t.Parallel() // it waits
 	w := newBadWorld(t)
 	w.others(t) // it is mounted
 	top, err := w.pull(t.Context(), "bad", w.host+"/team/bad:1", fixture(t, badImage))
@@ -163,6 +166,7 @@ func TestHungDaemon(t *testing.T) {
 // TestNoDaemon has no socket of a daemon: ordinary images run, and who wants a lazy one is told
 // what is missing.
 func TestNoDaemon(t *testing.T) {
+	t.Parallel() // it waits
 	w := newBadWorld(t)
 	w.stop(t, syscall.SIGTERM)
 	text, err := os.ReadFile(w.config)
