@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"time"
 
 	"github.com/erofsd/erofsd/internal/daemon"
 	"github.com/erofsd/erofsd/internal/keeper"
@@ -21,9 +22,9 @@ func (c *command) kept() bool {
 	return c.config.Daemon.Keeper
 }
 
-// keep is the keeper: it starts this program again with the same arguments, as its worker,
+// keep is the keeper of the daemon that c is about: it starts this program again with the same arguments, as its worker,
 // and returns the worker's exit code.
-func keep(args []string) (int, error) {
+func (c *command) keep(args []string) (int, error) {
 	return keeper.Run(context.Background(), keeper.Options{
 		Command: func(exe string) *exec.Cmd {
 			if exe == "" {
@@ -36,5 +37,6 @@ func keep(args []string) (int, error) {
 		},
 		Logger:       slog.New(slog.NewTextHandler(os.Stderr, nil)), // the log file is the worker's
 		StateVersion: daemon.StateVersion,
+		HangTimeout:  time.Duration(c.config.Daemon.HangTimeout),
 	})
 }

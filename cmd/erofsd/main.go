@@ -59,7 +59,7 @@ func run(args, environ []string, holder *daemon.Holder) int {
 		return 0
 	}
 	if err == nil && holder == nil && c.kept() {
-		code, err := keep(args)
+		code, err := c.keep(args)
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "erofsd:", err)
 		}

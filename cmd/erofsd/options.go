@@ -60,6 +60,9 @@ func commonOptions() []option {
 		{"fill-timeout", "", "TIME", "a read that gets no data for so long fails with EIO", d.Daemon.FillTimeout.String(), func(c *command, v string) error {
 			return c.config.Daemon.FillTimeout.UnmarshalText([]byte(v))
 		}},
+		{"hang-timeout", "", "TIME", "the keeper kills a daemon that gives no sign of life for so long; 0s is never", d.Daemon.HangTimeout.String(), func(c *command, v string) error {
+			return c.config.Daemon.HangTimeout.UnmarshalText([]byte(v))
+		}},
 		{"cache-high", "", "SIZE", "remove images that are not in use when the cache takes more (10GiB); 0 is no limit", "0", func(c *command, v string) error {
 			return c.config.Cache.High.UnmarshalText([]byte(v))
 		}},

@@ -23,6 +23,7 @@ type Daemon struct {
 	Socket       string   `key:"socket"`        // of the API
 	Transport    string   `key:"transport"`     // auto, fanotify or cachefiles
 	FillTimeout  Duration `key:"fill_timeout"`  // a read that gets no data fails after so long
+	HangTimeout  Duration `key:"hang_timeout"`  // the keeper kills a worker that gives no sign of life for so long; 0: never
 	RlimitNofile int      `key:"rlimit_nofile"` // file descriptors; 0: as it is
 	Keeper       bool     `key:"keeper"`        // a second process outlives the daemon and starts it again
 	Sandbox      string   `key:"sandbox"`       // auto, strict or off: what the daemon gives up before it serves
@@ -67,6 +68,7 @@ func Default() Config {
 			Socket:       "/run/erofsd/erofsd.sock",
 			Transport:    "auto",
 			FillTimeout:  Duration(time.Minute),
+			HangTimeout:  Duration(time.Minute),
 			RlimitNofile: 1000000,
 			Keeper:       true,
 			Sandbox:      "auto",

@@ -94,6 +94,8 @@ func NewControl(o Options, socket string) (*Control, error) {
 // are served on until force is done too.
 func (c *Control) Run(ctx, force context.Context, socket string) (err error) {
 	defer func() { err = errors.Join(err, c.o.confinement.close()) }()
+	over, end := context.WithCancel(context.WithoutCancel(ctx)) // an end that takes long is no hang
+	defer end()
 	ctx, c.quit = context.WithCancel(ctx)
 	defer c.quit()
 	force, c.hurry = context.WithCancel(force)
@@ -110,7 +112,7 @@ func (c *Control) Run(ctx, force context.Context, socket string) (err error) {
 			c.log.Info("HTTP API server running at "+socket, "root", c.o.Root)
 			c.log.Info("http server started")
 		}
-		err = c.o.Holder.ready(ctx)
+		err = c.o.Holder.ready(ctx, over, c.tryLocks)
 	}
 	if err == nil {
 		err = c.serveAPI(ctx, listeners)

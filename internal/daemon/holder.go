@@ -325,11 +325,19 @@ func (h *Holder) putBlob(ctx context.Context, b *blobmgr.Blob) error {
 }
 
 // ready tells the keeper that the daemon serves, and watches the keeper until ctx is done.
-func (h *Holder) ready(ctx context.Context) error {
+// Signs of life go on until over is: try comes before each, and the keeper kills a daemon
+// in which it hangs.
+func (h *Holder) ready(ctx, over context.Context, try func()) error {
 	if h == nil {
 		return nil
 	}
 	go h.watch(ctx)
+	if h.client.AliveEvery() > 0 {
+		if err := h.done("know that the daemon is alive", h.client.Alive(over)); err != nil {
+			return err
+		}
+		go h.live(over, try)
+	}
 	return h.done("know that the daemon serves", h.client.Ready(context.WithoutCancel(ctx))) // an end comes after it
 }
 

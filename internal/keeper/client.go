@@ -48,6 +48,7 @@ type Client struct {
 	turn    chan struct{} // whoever has put something in may write
 	gone    chan struct{} // closed when nothing comes any more
 	returns bool
+	every   time.Duration // between two signs of life, 0: none are wanted
 	done    chan struct{} // closed when read has ended
 
 	mu      sync.Mutex // guards what follows
@@ -81,6 +82,11 @@ func Connect() (*Client, error) {
 	if err := os.Unsetenv(envReturns); err != nil {
 		return nil, err
 	}
+	alive, _ := os.LookupEnv(envAlive)
+	if err := os.Unsetenv(envAlive); err != nil {
+		return nil, err
+	}
+	every, _ := time.ParseDuration(alive) // an older keeper wants none
 	var fds []int
 	for s := range strings.SplitSeq(value, ":") {
 		fd, err := strconv.Atoi(s)
@@ -95,7 +101,7 @@ func Connect() (*Client, error) {
 		return nil, fmt.Errorf("connect to the keeper: %w", err)
 	}
 	c := newClient(conn)
-	c.returns = returns
+	c.returns, c.every = returns, every
 	if len(fds) == 2 {
 		c.journal = os.NewFile(uintptr(fds[1]), journalName)
 	}
@@ -182,6 +188,14 @@ func (c *Client) Drop(ctx context.Context, name string) error {
 
 // Ready tells the keeper that the worker serves.
 func (c *Client) Ready(ctx context.Context) error { return c.tell(ctx, opReady, "ready") }
+
+// AliveEvery is how often the keeper wants to be told that the worker is alive, from before
+// it is ready; 0: never.
+func (c *Client) AliveEvery() time.Duration { return c.every }
+
+// Alive tells the keeper that the worker is alive. One that has told it so, and then does
+// not for Options.HangTimeout, is killed.
+func (c *Client) Alive(ctx context.Context) error { return c.tell(ctx, opAlive, "alive") }
 
 // End tells the keeper that the worker ends in order: its exit is the keeper's, with the
 // same code, and everything that is held is released then.

@@ -11,6 +11,7 @@
 //	c.StateVersion = "1"
 //	held, err := c.Entries(ctx)    // what the predecessor left
 //	err = c.Put(ctx, keeper.Entry{Name: "group", File: group})
+//	err = c.Alive(ctx)             // and again after each c.AliveEvery()
 //	err = c.Ready(ctx)
 //	...
 //	err = c.End(ctx)               // then exit

@@ -31,6 +31,9 @@ type Options struct {
 	// YieldTimeout is how long a worker may take to end once its successor is ready to
 	// take over; then it is killed. Default 30 s.
 	YieldTimeout time.Duration
+	// HangTimeout is how long a worker that serves may give no sign of life (Client.Alive);
+	// then it is killed and started anew. 0: for ever.
+	HangTimeout time.Duration
 
 	// StateVersion is what a successor must say (Client.StateVersion).
 	StateVersion string
@@ -218,7 +221,7 @@ func (k *keeper) loop(ctx context.Context) {
 // untilDue is how long nothing is to be done by itself.
 func (k *keeper) untilDue(now time.Time) time.Duration {
 	due := now.Add(time.Hour)
-	for _, t := range []time.Time{k.restartAt, k.pingAt, k.current.due(), k.next.due()} {
+	for _, t := range []time.Time{k.restartAt, k.pingAt, k.current.due(), k.next.due(), k.current.lookAt()} {
 		if !t.IsZero() && t.Before(due) {
 			due = t
 		}
@@ -235,6 +238,9 @@ func (k *keeper) act(now time.Time) {
 			w.killAt, w.killed = time.Time{}, true
 			w.process.Kill() // it may be dead already
 		}
+	}
+	if isDue(k.current.lookAt()) {
+		k.look(k.current, now)
 	}
 	if isDue(k.restartAt) {
 		k.restart()

@@ -44,6 +44,8 @@ const (
 	opEntry  // name, data, perhaps a descriptor: before the opDone of opHello
 	opDone   //
 	opFailed // data: why
+	// From the worker again, answered too. Older ones end here.
+	opAlive
 )
 
 // A message is one packet between worker and keeper: a header, the name, the data.
@@ -90,7 +92,7 @@ func decode(p []byte, fds []int) (message, error) {
 	bad := func(why string) (message, error) { return message{}, &badMessage{id: m.id, why: why} }
 	n := int(binary.LittleEndian.Uint16(p[2:]))
 	switch rest := p[headerSize:]; {
-	case m.op == 0 || m.op > opFailed:
+	case m.op == 0 || m.op > opAlive:
 		return bad(fmt.Sprintf("operation %d is unknown", m.op))
 	case n > MaxName || n > len(rest):
 		return bad(fmt.Sprintf("a name of %d bytes in %d", n, len(rest)))

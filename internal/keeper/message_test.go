@@ -31,7 +31,7 @@ func TestMessage(t *testing.T) {
 	}
 	for _, m := range []message{
 		{op: 0, fd: -1},
-		{op: opFailed + 1, fd: -1},
+		{op: opAlive + 1, fd: -1},
 		{op: opPut, fd: -1},
 		{op: opPut, name: string(make([]byte, MaxName+1)), fd: -1},
 		{op: opPut, name: "n", data: make([]byte, MaxData+1), fd: -1},

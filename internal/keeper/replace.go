@@ -30,6 +30,7 @@ type state struct {
 	LogID             uint64
 	Files             map[uint64]int
 	Failures          int
+	Look              time.Duration  // between two looks at the worker; 0: it is not watched
 	End               syscall.Signal // 0: nobody wishes it
 	Told              bool
 }
@@ -84,6 +85,9 @@ func (k *keeper) pause(w *worker) error {
 func (k *keeper) exec(w *worker) error {
 	s := state{Worker: w.process.Pid, LogID: k.table.logID, Files: make(map[uint64]int), Failures: k.failures, Told: w.told}
 	s.End, _ = k.end.(syscall.Signal)
+	if !w.watch.at.IsZero() {
+		s.Look = w.watch.every
+	}
 	keep := []int{}
 	for _, i := range k.table.items {
 		if i.fd >= 0 {
@@ -214,6 +218,9 @@ func (k *keeper) resume() (bool, error) {
 	}
 	w := newWorker(process, conn, nil)
 	w.wait = process.Wait
+	if w.watch.every = s.Look; s.Look > 0 {
+		k.alive(w)
+	}
 	w.helloed, w.greeted, w.ready, w.readyAt, w.told = true, true, true, time.Now(), s.Told
 	k.table, k.current, k.served, k.failures, k.unready = t, w, true, s.Failures, time.Time{}
 	if s.End != 0 {

@@ -18,6 +18,9 @@ func (k *keeper) request(w *worker, m message) (late bool, err error) {
 		}
 	}()
 	switch {
+	case m.op == opAlive:
+		k.alive(w)
+		return false, nil
 	case m.op == opHello:
 		return k.hello(w, m)
 	case m.op == opEnd:

@@ -20,6 +20,7 @@ import (
 // options are the Options that a test sets, through the environment.
 type options struct {
 	Ready, Hello, Yield time.Duration
+	Hang                time.Duration
 	Backoff             Backoff
 	Version             string
 }
@@ -43,7 +44,7 @@ func keeperMain() int {
 			return cmd
 		},
 		Logger:  slog.New(slog.NewTextHandler(os.Stderr, nil)),
-		Backoff: o.Backoff, ReadyTimeout: o.Ready, HelloTimeout: o.Hello, YieldTimeout: o.Yield, StateVersion: o.Version,
+		Backoff: o.Backoff, ReadyTimeout: o.Ready, HelloTimeout: o.Hello, YieldTimeout: o.Yield, HangTimeout: o.Hang, StateVersion: o.Version,
 	})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "keeper:", err)
@@ -144,6 +145,19 @@ func obey(c *Client, o order, r *report, signals chan os.Signal) error {
 		return err
 	case "drop":
 		return c.Drop(ctx, o.Name)
+	case "live": // gives N signs of life, 0: for ever
+		if c.AliveEvery() == 0 {
+			return errors.New("none are wanted")
+		}
+		go func() {
+			for n := 1; n != o.N; n++ {
+				time.Sleep(c.AliveEvery())
+				if c.Alive(context.Background()) != nil {
+					return
+				}
+			}
+		}()
+		return c.Alive(ctx)
 	case "ready":
 		return c.Ready(ctx)
 	case "end":

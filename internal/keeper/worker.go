@@ -51,6 +51,7 @@ type worker struct {
 	killAt  time.Time
 	killWhy string
 	killed  bool
+	watch   watch
 }
 
 // command makes the command of a worker and its connection. The files are to be closed
@@ -76,11 +77,14 @@ func (k *keeper) command(exe *os.File, standby bool) (*exec.Cmd, *net.UnixConn, 
 	cmd.ExtraFiles = append(slices.Clone(cmd.ExtraFiles), files...)
 	cmd.Env = slices.DeleteFunc(cmd.Environ(), func(s string) bool {
 		name, _, _ := strings.Cut(s, "=")
-		return slices.Contains(managerEnv(), name) || name == envSocket || name == envState || name == envReturns
+		return slices.Contains(managerEnv(), name) || slices.Contains([]string{envSocket, envState, envReturns, envAlive}, name)
 	})
 	cmd.Env = append(cmd.Env, envSocket+"="+strings.Join(numbers, ":"))
 	if k.manager != nil {
 		cmd.Env = append(cmd.Env, envReturns+"=1")
+	}
+	if every := k.o.HangTimeout / looksWithout; every > 0 {
+		cmd.Env = append(cmd.Env, envAlive+"="+(every/signsPerLook).String())
 	}
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
@@ -118,6 +122,7 @@ func (k *keeper) start(exe *os.File, standby bool) (*worker, error) {
 	}
 	setOOM(k.log, cmd.Process.Pid, workerOOM)
 	w := newWorker(cmd.Process, conn, exe)
+	w.watch.every = k.o.HangTimeout / looksWithout
 	w.wait = func() (*os.ProcessState, error) {
 		err := cmd.Wait()
 		if errors.As(err, new(*exec.ExitError)) {

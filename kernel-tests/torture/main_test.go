@@ -58,6 +58,7 @@ func runKeeper(args []string) int {
 		},
 		Logger:       slog.New(slog.NewTextHandler(os.Stderr, nil)),
 		StateVersion: daemon.StateVersion,
+		HangTimeout:  hangTimeout(),
 		// The product gives a worker that dies again and again more and more time.
 		Backoff: keeper.Backoff{Min: time.Millisecond, Max: 10 * time.Millisecond, Stable: 100 * time.Millisecond},
 	})
