@@ -184,7 +184,7 @@ func (c *Control) replaceMounter(ctx context.Context) {
 	c.log.Error("the process that mounts died; images are served on")
 	d, err := c.running()
 	if err == nil {
-		err = d.Upgrade(ctx, api.UpgradeRequest{})
+		err = d.succeed(ctx)
 	}
 	if err != nil && ctx.Err() == nil {
 		c.log.Error("nothing can be mounted or unmounted until the daemon is restarted", "err", err)

@@ -115,6 +115,7 @@ func (c *Control) Run(ctx, force context.Context, socket string) (err error) {
 		err = c.o.Holder.ready(ctx, over, c.tryLocks)
 	}
 	if err == nil {
+		c.watchGuard(ctx)
 		err = c.serveAPI(ctx, listeners)
 	} else {
 		for _, l := range listeners {

@@ -66,21 +66,26 @@ func (g *guard) wait() error {
 	if g.cmd != nil {
 		return g.cmd.Wait()
 	}
-	raw, err := g.process.SyscallConn()
+	err := g.process.SetReadDeadline(time.Now().Add(dismissTime))
 	if err == nil {
-		err = g.process.SetReadDeadline(time.Now().Add(dismissTime))
+		err = awaitEnd(g.process)
 	}
-	if err != nil {
-		return err
-	}
-	err = raw.Read(func(fd uintptr) bool { // a pidfd is readable once its process has ended
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
-		return n > 0 || err != nil && err != unix.EINTR
-	})
 	if err != nil {
 		return fmt.Errorf("wait for the end of %s: %w", guardName, err)
 	}
 	return nil
+}
+
+// awaitEnd waits until the process of a pidfd has ended: then it is readable.
+func awaitEnd(process *os.File) error {
+	raw, err := process.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return raw.Read(func(fd uintptr) bool {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		return n > 0 || err != nil && err != unix.EINTR
+	})
 }
 
 // lives reports whether the guard has not ended.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/erofsd/erofsd/internal/api"
 )
@@ -30,6 +31,18 @@ func (d *Daemon) Upgrade(ctx context.Context, r api.UpgradeRequest) error {
 	d.log.Info("leaving to a successor", "executable", r.Executable)
 	close(d.yielded)
 	return nil
+}
+
+// succeed replaces this worker by one from its own executable, whatever is installed by now,
+// unless one comes anyway.
+func (d *Daemon) succeed(ctx context.Context) error {
+	err := d.Upgrade(ctx, api.UpgradeRequest{Executable: fmt.Sprintf("/proc/%d/exe", os.Getpid())})
+	select {
+	case <-d.yielded:
+		return nil
+	default:
+		return err
+	}
 }
 
 // isLost reports whether the kernel is not answered any more though nobody wanted that.
