@@ -19,7 +19,11 @@ import (
 //     data stay where they are. No new reader is allowed to read them without Fill, which
 //     finds them right and present again, at the price of a digest.
 //  2. Punch, many ticks later: what is still in doubt, and whose region nobody asked for
-//     meanwhile, is punched.
+//     meanwhile, is punched. When that is not enough, PunchRead takes from the other regions
+//     what nobody asked for.
+//
+// What is suspect in a region in doubt has been so for as long as the region: what is read
+// is present again, and what becomes suspect later renews the region's doubt or ends it.
 //
 // So whoever reads a hole was allowed to read it before it was in doubt. On its way from
 // the answer to its copy of the bytes (fs/read_write.c vfs_iocb_iter_read, then
@@ -87,18 +91,22 @@ type Region struct {
 	index int
 }
 
-// Regions appends the regions of b that have data which is not in doubt.
+// Regions appends the regions of b that have data, none of which is in doubt.
 func (b *Blob) Regions(out []Region) []Region {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for i := range b.heat {
 		r := Region{Blob: b, Read: b.heat[i].Load(), index: i}
+		suspect := int64(0)
 		for u := range b.unitsOf(i) {
-			if b.present.has(u) || b.doubted[i] == 0 && b.suspect.has(u) {
-				r.Bytes += b.extent(u).n
+			switch n := b.extent(u).n; {
+			case b.present.has(u):
+				r.Bytes += n
+			case b.suspect.has(u):
+				suspect += n
 			}
 		}
-		if r.Bytes > 0 {
+		if r.Bytes += suspect; r.Bytes > 0 && (suspect == 0 || b.doubted[i] == 0) {
 			out = append(out, r)
 		}
 	}
@@ -244,25 +252,31 @@ func (b *Blob) probe(ctx context.Context) error {
 
 var errUnproven = errors.New("no backend has given it a moment ago")
 
-// Doubtful returns how many bytes of disk the regions of b in doubt have.
-func (b *Blob) Doubtful() (n int64) {
+// Doubtful returns how many bytes of disk are in doubt in b, and how many of them in
+// regions that nobody has read since.
+func (b *Blob) Doubtful() (all, unread int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for i, at := range b.doubted {
 		if at == 0 {
 			continue
 		}
+		n := int64(0)
 		for u := range b.unitsOf(i) {
 			if b.suspect.has(u) {
 				n += b.extent(u).n
 			}
 		}
+		all += n
+		if b.heat[i].Load() <= at {
+			unread += n
+		}
 	}
-	return n
+	return all, unread
 }
 
-// trust ends the doubt about the region of unit u: what is in doubt there is suspect for
-// another reason or a shorter time than the region. The caller holds mu.
+// trust ends the doubt about the region of unit u, which becomes suspect for another
+// reason, and later than the region. The caller holds mu.
 func (b *Blob) trust(u int) { b.doubted[b.region(u)] = 0 }
 
 // Trust ends all doubt: nothing of b need go. It is verified again when it is read, or
@@ -278,120 +292,4 @@ func (b *Blob) Trust() {
 	if b.completes() {
 		b.begin()
 	}
-}
-
-// Punch is the second step: it gives back at least want bytes of what has been in doubt
-// since before a tick, if there is so much, and returns how many it gave back. While it
-// runs the kernel must ask before it reads the cache file, as it has since Doubt, and no
-// reader may be on its way that was allowed to read before that tick.
-//
-// An error leaves everything usable: what was to be punched is fetched again.
-func (b *Blob) Punch(ctx context.Context, before uint32, want int64) (n int64, err error) {
-	_, leave, err := b.enter(ctx)
-	if err != nil {
-		return 0, fmt.Errorf("evict from blob %s: %w", b.name, err)
-	}
-	defer leave()
-	for i := range b.heat {
-		if n >= want || ctx.Err() != nil {
-			break
-		}
-		f := b.condemn(i, before)
-		if f == nil {
-			continue
-		}
-		got, err := b.punch(f)
-		n += got
-		if err != nil {
-			return n, fmt.Errorf("evict from blob %s: punch a hole into %s: %w", b.name, b.Path(), err)
-		}
-	}
-	return n, ctx.Err()
-}
-
-// condemn claims what can be punched of region i, nil if there is nothing.
-func (b *Blob) condemn(i int, before uint32) *flight {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	at := b.doubted[i]
-	switch {
-	case at == 0 || at >= before:
-		return nil
-	case b.strays > 0: // one may be about to find a unit right that is gone then
-		return nil
-	case b.heat[i].Load() > at: // somebody came: it gets a second chance
-		b.doubted[i] = 0
-		return nil
-	}
-	f := &flight{kind: eviction, cancel: func() {}, waiters: 1, done: make(chan struct{})}
-	for u := range b.unitsOf(i) {
-		if b.suspect.has(u) && b.filling[u] == nil {
-			f.units = append(f.units, u)
-			b.filling[u] = f
-		}
-	}
-	if f.units == nil {
-		b.doubted[i] = 0
-		return nil
-	}
-	return f
-}
-
-// punch gives back the disk of f's units, unless somebody is reading them.
-func (b *Blob) punch(f *flight) (n int64, err error) {
-	runs := b.extents(f.units)
-	for _, x := range runs {
-		reading, err := b.cache.Reading(x.off, x.n)
-		if err != nil || reading {
-			b.spare(f)
-			return 0, err
-		}
-	}
-	b.mu.Lock()
-	for _, u := range f.units {
-		b.suspect.clear(u) // before: a punch that fails may have been half a one
-		b.cached.clear(u)
-	}
-	b.rests = true
-	b.mu.Unlock()
-	failpoint.Hit("blobmgr.evict.punch")
-	defer failpoint.Hit("blobmgr.evict.punched")
-	defer b.spare(f)
-	for _, x := range runs {
-		if err := b.cache.PunchHole(x.off, x.n); err != nil {
-			return n, err
-		}
-		n += x.n
-		b.m.room.punched(x.n)
-	}
-	return n, nil
-}
-
-// spare ends f. Its region is in doubt anew if units of it are suspect.
-func (b *Blob) spare(f *flight) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.forget(f)
-	f.landed = true
-	close(f.done)
-	i := b.region(f.units[0])
-	b.doubted[i] = 0
-	for u := range b.unitsOf(i) {
-		if b.suspect.has(u) {
-			b.doubted[i] = b.m.clock.Load()
-		}
-	}
-}
-
-// extents joins the extents of units that touch.
-func (b *Blob) extents(units []int) (out []extent) {
-	for _, u := range units {
-		x := b.extent(u)
-		if last := len(out) - 1; last >= 0 && out[last].off+out[last].n == x.off {
-			out[last].n += x.n
-			continue
-		}
-		out = append(out, x)
-	}
-	return out
 }

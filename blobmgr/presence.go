@@ -92,7 +92,6 @@ func (b *Blob) mark(units []int, gen uint64) {
 		}
 		b.present.set(u)
 		b.suspect.clear(u)
-		b.trust(u)
 		b.cached.clear(u)
 		b.stored.Add(b.table.Unit(u).Len)
 		b.missing-- // only needed units are ever filled

@@ -11,9 +11,9 @@ import (
 )
 
 // reclaim takes want bytes of disk from images that are in use: it puts as much in doubt,
-// the least recently read first, and with now takes what has been in doubt for long enough.
-// It reports whether something went or is about to.
-func (t *fanotifyTransport) reclaim(ctx context.Context, q *quota, want int64, now bool) (coming bool, err error) {
+// the least recently read first, and takes what has been in doubt for long enough once the
+// cache is over bytes above its limit. It reports whether something went or is about to.
+func (t *fanotifyTransport) reclaim(ctx context.Context, q *quota, want, over int64) (coming bool, err error) {
 	vs := t.evictable()
 	var errs []error
 	for again := true; again; {
@@ -31,25 +31,44 @@ func (t *fanotifyTransport) reclaim(ctx context.Context, q *quota, want int64, n
 			return false
 		})
 	}
+	for _, v := range vs {
+		all, _ := v.blob.Doubtful()
+		coming = coming || all > 0 && q.thaw > 0 && !q.blind
+	}
+	if before := q.safe(); over > 0 && before > 0 {
+		errs = append(errs, t.punchAll(ctx, vs, before, want, over))
+	}
+	return coming, errors.Join(errs...)
+}
+
+// punchAll takes want bytes of vs in regions that nobody reads. If that is less than over
+// it takes the rest of that in the others, of what nobody reads there.
+func (t *fanotifyTransport) punchAll(ctx context.Context, vs []*device, before uint32, want, over int64) error {
+	var errs []error
 	freed := int64(0)
 	for _, v := range vs {
-		coming = coming || v.blob.Doubtful() > 0 && q.thaw > 0 && !q.blind
-		if before := q.safe(); now && before > 0 && freed < want {
-			n, err := t.punch(ctx, v, before, want-freed)
+		if freed < want {
+			n, err := t.punch(ctx, v, v.blob.Punch, before, want-freed)
 			errs = append(errs, err)
 			freed += n
 		}
 	}
+	for _, v := range vs {
+		n, err := t.punch(ctx, v, v.blob.PunchRead, before, max(over-freed, 0))
+		errs = append(errs, err)
+		freed += n
+	}
 	if freed > 0 {
 		t.d.log.Info("took data of images in use from the full cache", "bytes", freed)
 	}
-	return coming, errors.Join(errs...)
+	return errors.Join(errs...)
 }
 
 // coldest chooses regions of vs, so that want bytes are in doubt.
 func coldest(vs []*device, want int64) map[*blobmgr.Blob][]blobmgr.Region {
 	for _, v := range vs {
-		want -= v.blob.Doubtful()
+		_, unread := v.blob.Doubtful()
+		want -= unread
 	}
 	if want <= 0 {
 		return nil
@@ -141,12 +160,15 @@ func (t *fanotifyTransport) doubt(ctx context.Context, v *device, rs []blobmgr.R
 	return ignoreClosed(v.blob.Doubt(ctx, rs))
 }
 
-func (t *fanotifyTransport) punch(ctx context.Context, v *device, before uint32, want int64) (int64, error) {
+// A puncher is Punch or PunchRead of a blob.
+type puncher func(ctx context.Context, before uint32, want int64) (int64, error)
+
+func (t *fanotifyTransport) punch(ctx context.Context, v *device, how puncher, before uint32, want int64) (int64, error) {
 	if err := t.arm(v); err != nil {
 		return 0, ignoreClosed(err)
 	}
 	defer t.unpin([]*device{v})
-	n, err := v.blob.Punch(ctx, before, want)
+	n, err := how(ctx, before, want)
 	return n, ignoreClosed(err)
 }
 
@@ -155,7 +177,7 @@ func (t *fanotifyTransport) doubtful() bool {
 	t.d.mu.Lock()
 	defer t.d.mu.Unlock()
 	for _, v := range t.d.devices {
-		if v.blob.Doubtful() > 0 {
+		if all, _ := v.blob.Doubtful(); all > 0 {
 			return true
 		}
 	}

@@ -161,7 +161,7 @@ func (q *quota) shrink(ctx context.Context, used int64, now bool) (coming bool, 
 	}
 	t, ok := q.d.kernel.(*fanotifyTransport)
 	if ok {
-		coming, err = t.reclaim(ctx, q, used-q.low, now)
+		coming, err = t.reclaim(ctx, q, used-q.low, used-q.high)
 	}
 	if now && !coming && !q.hopeless {
 		q.hopeless = true
