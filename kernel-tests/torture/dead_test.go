@@ -22,7 +22,7 @@ func TestKilledTogether(t *testing.T) {
 	for range rounds(t, 3) {
 		m := start(t, daemon.Options{Transport: way, FillTimeout: patience, NoCompletion: true})
 		point := m.mount(one, "one")
-		s := &score{}
+		s := &score{mayFail: true}
 		wait := s.start(one, point, readersAtOnce, r.Uint64())
 		time.Sleep(time.Duration(r.IntN(20)) * time.Millisecond) // any moment will do
 		m.killTogether()

@@ -73,7 +73,7 @@ func TestGuardKilled(t *testing.T) {
 	}
 	m.worker()
 	m.killTogether()
-	dead := &score{}
+	dead := &score{mayFail: true}
 	dead.start(one, point, 2, seed)(t, m)
 	if dead.wrong.Load() > 0 || dead.failed.Load() == 0 {
 		t.Errorf("with nobody but the guard: %s; the first: %s", dead, dead.first)

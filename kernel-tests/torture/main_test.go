@@ -38,7 +38,9 @@ func TestMain(m *testing.M) {
 	case os.Args[0] == workerName:
 		os.Exit(runWorker(os.Args[1:]))
 	}
-	testenv.Main(m, func() { fmt.Printf("total: %d workers died; %s\n", total.deaths.Load(), &total.tally) })
+	testenv.Main(m, func() {
+		fmt.Printf("total: %d workers died; %s, %d where they had to\n", total.deaths.Load(), &total.tally, total.denied.Load())
+	})
 }
 
 // runKeeper is what cmd/erofsd does as keeper.
