@@ -365,7 +365,8 @@ func TestEvictModel(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	m, b, x, _ := evicting(t, Options{CompletionDelay: time.Millisecond})
-	ctx, stop := context.WithTimeout(t.Context(), 2*time.Second)
+	enough := time.Now().Add(2 * time.Second)
+	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
 	defer stop()
 	var grace sync.RWMutex
 	var wg sync.WaitGroup
@@ -398,7 +399,7 @@ func TestEvictModel(t *testing.T) {
 	}
 	r := rand.New(rand.NewPCG(seed, 99))
 	punched := int64(0)
-	for ctx.Err() == nil {
+	for ctx.Err() == nil && (punched == 0 || time.Now().Before(enough)) {
 		grace.Lock()
 		m.Tick()
 		grace.Unlock()
@@ -420,6 +421,7 @@ func TestEvictModel(t *testing.T) {
 			b.Trust()
 		}
 	}
+	stop()
 	wg.Wait()
 	if punched == 0 {
 		t.Error("nothing was ever punched")
