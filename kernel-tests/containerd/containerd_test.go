@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -17,90 +16,73 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
-	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/identity"
 
 	"github.com/erofsd/erofsd/internal/testenv"
+	"github.com/erofsd/erofsd/kernel-tests/services"
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-// TestContainerd runs everything over one set of images.
+// TestContainerd runs every case below Debian's containerd and below containerd 2, over one
+// set of images.
 func TestContainerd(t *testing.T) {
 	w := newWorld(t)
-	t.Run("life", w.life)
-	t.Run("unlabelled", w.unlabelled)
-	t.Run("killed", w.killed)
-	t.Run("dead", w.dead)
-	t.Run("churn", w.churn)
+	t.Run("debian", func(t *testing.T) { w.all(t) })
+	t.Run("two", func(t *testing.T) { w.below(services.Containerd2(t)).all(t) })
 }
 
-// check runs a container of an image to its end.
-func (n *node) check(ctx context.Context, t *testing.T, image client.Image, id string) {
-	t.Helper()
-	c, err := n.run(ctx, image, id, false)
-	if err != nil {
-		t.Fatal(err)
+// all runs every case below one containerd.
+func (w *world) all(t *testing.T) {
+	t.Logf("containerd %s", w.runtime.Version)
+	for _, c := range alone {
+		t.Run(c.name, func(t *testing.T) { c.run(w, t) })
 	}
-	if got, err := c.finish(ctx); err != nil || got != n.w.want {
-		t.Errorf("container %s printed %q, %v; want %q", id, got, err, n.w.want)
-	}
-}
-
-// life pulls images, runs containers of them and removes everything: lazy and ordinary ones,
-// in two namespaces, two that share data, many containers of one, one whose image is removed.
-func (w *world) life(t *testing.T) {
 	n := w.start(t)
-	a, b := in(t, "a"), in(t, "b")
-	image := n.pull(a, t, w.lazy, false)
-	if n.dataPulled(a, t, image) {
-		t.Error("the layer with data was pulled")
-	}
-	var all sync.WaitGroup
-	for i := range 10 {
-		all.Go(func() {
-			c, err := n.run(a, image, fmt.Sprint("many-", i), false)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			if got, err := c.finish(a); err != nil || got != w.want {
-				t.Errorf("container %d printed %q, %v", i, got, err)
-			}
+	for _, c := range together {
+		if c.two && !w.runtime.Two() {
+			continue
+		}
+		t.Run(c.name, func(t *testing.T) {
+			t.Cleanup(func() { n.clean(t) })
+			c.run(n, t)
 		})
 	}
-	all.Wait()
-	st, err := n.daemon.Status(a)
-	if err != nil || len(st.Images) != 1 {
-		t.Errorf("%d images are mounted for all containers, %v", len(st.Images), err)
-	}
-	if u := n.usage(a, t, image); u < 8_000_000 {
-		t.Errorf("usage of the image that was read is %d", u)
-	}
+	t.Run("pods", w.pods)
+}
 
-	again := n.pull(b, t, w.lazy, false)
-	n.check(b, t, again, "other-namespace")
-	other := n.pull(a, t, w.other, false)
-	n.check(a, t, other, "shares-data")
-	plain := n.pull(a, t, w.plain, false)
-	n.check(a, t, plain, "ordinary")
+// alone are the cases that have a node for themselves, because they kill parts of it.
+var alone = []struct {
+	name string
+	run  func(*world, *testing.T)
+}{
+	{"unlabelled", (*world).unlabelled},
+	{"killed", (*world).killed},
+	{"dead", (*world).dead},
+	{"churn", (*world).churn},
+}
 
-	last, err := n.run(a, image, "outlives-its-image", true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	n.remove(a, t, w.lazy, w.other, w.plain)
-	n.remove(b, t, w.lazy)
-	if got, err := last.finish(a); err != nil || got != "waits\n"+w.want {
-		t.Errorf("the container whose image was removed printed %q, %v", got, err)
-	}
-	n.collect(a, t)
-	n.empty(a, t)
-
-	image = n.pull(a, t, w.lazy, false) // once more
-	n.check(a, t, image, "again")
-	n.remove(a, t, w.lazy)
-	n.empty(a, t)
+// together are the cases that share a node and leave nothing on it.
+var together = []struct {
+	name string
+	two  bool // containerd 2 alone has it
+	run  func(*node, *testing.T)
+}{
+	{"life", false, (*node).wholeLife},
+	{"many", false, (*node).many},
+	{"sharing", false, (*node).sharing},
+	{"removed", false, (*node).removed},
+	{"namespaces", false, (*node).namespaces},
+	{"references", false, (*node).references},
+	{"race", false, (*node).race},
+	{"commit", false, (*node).commit},
+	{"usage", false, (*node).usageByCtr},
+	{"view", false, (*node).view},
+	{"ordinary", false, (*node).ordinary},
+	{"deep", false, (*node).deep},
+	{"mounted", true, (*node).mounted},
+	{"transfer", true, (*node).transfer},
+	{"ctr", true, (*node).pullByCtr},
+	{"shifted", true, (*node).shifted},
 }
 
 // unlabelled pulls as clients do that tell the snapshotter nothing but what the image says:
@@ -241,39 +223,6 @@ func (n *node) life(ctx context.Context, reference, id string) error {
 
 // errWrong is the worst that can happen.
 var errWrong = errors.New("wrong bytes")
-
-// dataPulled reports whether containerd has a layer of the image with data.
-func (n *node) dataPulled(ctx context.Context, t *testing.T, image client.Image) bool {
-	t.Helper()
-	m, err := images.Manifest(ctx, n.ContentStore(), image.Target(), image.Platform())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, l := range m.Layers {
-		_, err := n.ContentStore().Info(ctx, l.Digest)
-		if l.Annotations["containerd.io/snapshot/nydus-blob"] == "true" && err == nil {
-			return true
-		}
-	}
-	return false
-}
-
-// usage is what the snapshots of an image take.
-func (n *node) usage(ctx context.Context, t *testing.T, image client.Image) (sum int64) {
-	t.Helper()
-	diffs, err := image.RootFS(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, id := range identity.ChainIDs(append([]digest.Digest{}, diffs...)) {
-		u, err := n.SnapshotService(snapshotterName).Usage(ctx, id.String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		sum += u.Size
-	}
-	return sum
-}
 
 // collect has containerd collect its garbage: it does so when something is removed.
 func (n *node) collect(ctx context.Context, t *testing.T) {

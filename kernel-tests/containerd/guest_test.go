@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/erofsd/erofsd/internal/daemon"
@@ -37,17 +38,15 @@ func TestGuests(t *testing.T) {
 	for _, tool := range []string{"go", "mkfs.ext4", "qemu-system-x86_64"} {
 		testenv.Tool(t, tool)
 	}
-	services.Containerd(t)
 	dir := t.TempDir()
-	w := &world{dir: dir, bin: filepath.Join(dir, "bin")}
+	w := &world{dir: dir, bin: filepath.Join(dir, "bin"), runtime: services.Containerd(t)}
 	w.addr = services.Registry(t, services.RegistryOptions{Dir: filepath.Join(dir, "content")}).Addr
 	w.build(t, w.bin+"/", "./cmd/containerd-erofsd-grpc", "./cmd/erofsd")
 	vm, self := filepath.Join(dir, "vm"), filepath.Join(dir, "containerd.test")
 	w.build(t, vm, "./kernel-tests/vm")
 	w.buildTest(t, self)
-	src := filepath.Join(dir, "src")
-	w.want = w.tree(t, src)
-	w.convert(t, src, w.addr+"/app:lazy")
+	program, files := w.app(t)
+	w.convert(t, imageOf(t, ocispec.ImageConfig{}, program, files), w.addr+"/app:lazy")
 	for _, row := range guestkernel.Rows {
 		t.Run(row, func(t *testing.T) {
 			_, err := guestkernel.Find(t.Context(), row)
@@ -95,7 +94,7 @@ func inGuest(t *testing.T) {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	made := os.Getenv(envGuestDir)
-	w := &world{dir: dir, bin: filepath.Join(made, "bin"), want: os.Getenv(envGuestWant) + "\n"}
+	w := &world{dir: dir, bin: filepath.Join(made, "bin"), runtime: services.Containerd(t), want: os.Getenv(envGuestWant) + "\n"}
 	w.addr = services.Registry(t, services.RegistryOptions{Dir: filepath.Join(made, "content")}).Addr
 	w.lazy = w.addr + "/app:lazy"
 	n := w.start(t)

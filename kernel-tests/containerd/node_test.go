@@ -8,13 +8,13 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -42,59 +42,41 @@ type node struct {
 	daemon      *api.Client
 }
 
+// nodeOptions say what a node is for.
+type nodeOptions struct {
+	pods bool // Kubernetes' way: containerd's CRI, and logins by the snapshotter's socket
+}
+
 // start starts a node with nothing on it, which ends with t and must then have nothing left.
 func (w *world) start(t *testing.T) *node {
 	t.Helper()
+	return w.startNode(t, nodeOptions{})
+}
+
+func (w *world) startNode(t *testing.T, o nodeOptions) *node {
+	t.Helper()
 	dir, err := os.MkdirTemp(w.dir, "n-*")
+	if err == nil {
+		err = os.Chmod(dir, 0o711)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	n := &node{w: w, dir: dir, daemon: api.NewClient(filepath.Join(dir, "e.sock"))}
-	replace := strings.NewReplacer("DIR", dir, "REGISTRY", w.addr)
-	for name, text := range map[string]string{"containerd.toml": containerdConfig, "snapshotter.toml": snapshotterConfig} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(replace.Replace(text)), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	n.configure(t, o)
 	t.Cleanup(func() { n.endDaemon(t) })
 	n.snapshotter = services.SnapshotterProcess(t, filepath.Join(w.bin, "containerd-erofsd-grpc"),
 		filepath.Join(dir, "snapshotter.toml"), filepath.Join(dir, "s.sock"))
-	n.containerd = services.ContainerdProcess(t, filepath.Join(dir, "containerd.toml"), filepath.Join(dir, "c.sock"))
-	if n.Client, err = client.New(filepath.Join(dir, "c.sock")); err != nil {
+	n.containerd = w.runtime.Start(t, filepath.Join(dir, "containerd.toml"), n.socket())
+	if n.Client, err = client.New(n.socket()); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { n.end(t) })
 	return n
 }
 
-const containerdConfig = `
-version = 2
-root = "DIR/c-root"
-state = "DIR/c-state"
-disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.aufs"]
-[grpc]
-address = "DIR/c.sock"
-[proxy_plugins.erofsd]
-type = "snapshot"
-address = "DIR/s.sock"
-`
-
-const snapshotterConfig = `
-root = "DIR/snapshots"
-address = "DIR/s.sock"
-[log]
-level = "debug"
-[system]
-address = "DIR/y.sock"
-[daemon]
-socket = "DIR/e.sock"
-root = "DIR/cache"
-args = ["--rlimit-nofile", "0", "--no-completion"]
-[containerd]
-address = "DIR/c.sock"
-[backend]
-plain_http = ["REGISTRY"]
-`
+// socket is containerd's.
+func (n *node) socket() string { return filepath.Join(n.dir, "c.sock") }
 
 // end ends containerd and the snapshotter, in order.
 func (n *node) end(t *testing.T) {
@@ -130,7 +112,7 @@ func (n *node) endDaemon(t *testing.T) {
 func (n *node) clear(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), bound)
 	defer cancel()
-	for _, name := range []string{"a", "b", "default"} {
+	for _, name := range spaces {
 		ctx := namespaces.WithNamespace(ctx, name)
 		list, err := n.Containers(ctx)
 		if err != nil {
@@ -175,7 +157,7 @@ func (n *node) pull(ctx context.Context, t *testing.T, reference string, plain b
 func (n *node) tryPull(ctx context.Context, reference string, plain bool) (client.Image, error) {
 	opts := []client.RemoteOpt{
 		client.WithPullUnpack, client.WithPullSnapshotter(snapshotterName),
-		client.WithResolver(docker.NewResolver(docker.ResolverOptions{Hosts: docker.ConfigureDefaultRegistries(docker.WithPlainHTTP(docker.MatchAllHosts))})),
+		client.WithResolver(resolver()),
 	}
 	if !plain {
 		opts = append(opts, client.WithImageHandlerWrapper(snapshotters.AppendInfoHandlerWrapper(reference)))
@@ -183,9 +165,15 @@ func (n *node) tryPull(ctx context.Context, reference string, plain bool) (clien
 	return n.Pull(ctx, reference, opts...)
 }
 
+// resolver finds images in registries that speak HTTP.
+func resolver() remotes.Resolver {
+	return docker.NewResolver(docker.ResolverOptions{Hosts: docker.ConfigureDefaultRegistries(docker.WithPlainHTTP(docker.MatchAllHosts))})
+}
+
 // A container runs check.
 type container struct {
 	client.Container
+	fifos  string // directory
 	task   client.Task
 	exit   <-chan client.ExitStatus
 	input  *io.PipeWriter
@@ -193,15 +181,24 @@ type container struct {
 }
 
 // run starts a container of an image; with wait it reads when finish is called.
-func (n *node) run(ctx context.Context, image client.Image, id string, wait bool) (c *container, err error) {
-	args := []string{"/bin/check"}
+func (n *node) run(ctx context.Context, image client.Image, id string, wait bool) (*container, error) {
 	if wait {
-		args = append(args, "wait")
+		return n.runArgs(ctx, image, id, "wait")
 	}
-	c = &container{output: newOutput()}
-	c.Container, err = n.NewContainer(ctx, id, client.WithSnapshotter(snapshotterName), client.WithNewSnapshot(id, image),
+	return n.runArgs(ctx, image, id)
+}
+
+// runArgs starts a container of an image that runs check with arguments.
+func (n *node) runArgs(ctx context.Context, image client.Image, id string, args ...string) (*container, error) {
+	return n.runNew(ctx, id, client.WithNewSnapshot(id, image), oci.WithProcessArgs(append([]string{"/bin/check"}, args...)...))
+}
+
+// runNew starts a container with a snapshot.
+func (n *node) runNew(ctx context.Context, id string, snapshot client.NewContainerOpts, spec ...oci.SpecOpts) (c *container, err error) {
+	c = &container{fifos: n.dir, output: newOutput()}
+	c.Container, err = n.NewContainer(ctx, id, client.WithSnapshotter(snapshotterName), snapshot,
 		client.WithRuntime("io.containerd.runc.v2", &options.Options{Root: filepath.Join(n.dir, "runc")}),
-		client.WithNewSpec(oci.WithDefaultPathEnv, oci.WithProcessArgs(args...)))
+		client.WithNewSpec(append([]oci.SpecOpts{oci.WithDefaultPathEnv}, spec...)...))
 	if err != nil {
 		return nil, fmt.Errorf("make container %s: %w", id, err)
 	}
@@ -285,6 +282,9 @@ func (n *node) await(t *testing.T, what string, done func() error) {
 		}
 	}
 }
+
+// spaces are the namespaces that tests use.
+var spaces = []string{"a", "b", "default", "k8s.io"}
 
 // in is a namespace of containerd's.
 func in(t *testing.T, namespace string) context.Context {

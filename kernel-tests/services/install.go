@@ -61,24 +61,36 @@ func versitygw(t testing.TB) string {
 	if path, err := exec.LookPath("versitygw"); err == nil {
 		return path
 	}
-	dir := filepath.Join(rootfs.CacheDir(), "versitygw-"+versitygwVersion)
-	program := filepath.Join(dir, "versitygw")
-	err := alone(func() error {
-		if _, err := os.Stat(program); err == nil {
-			return nil
-		}
-		t.Log("building versitygw, once")
-		return install(t.Context(), dir)
-	})
-	if err != nil {
-		testenv.Need(t, "versitygw", "needs versitygw: "+err.Error())
-	}
-	return program
+	return filepath.Join(goInstalled(t, "versitygw", versitygwVersion, "github.com/versity/versitygw/cmd/versitygw"), "versitygw")
 }
 
-// install builds versitygw into dir, in a module of its own.
-func install(ctx context.Context, dir string) error {
-	cmd := exec.CommandContext(ctx, "go", "install", "-ldflags=-s -w", "github.com/versity/versitygw/cmd/versitygw@"+versitygwVersion)
+// goInstalled returns the directory with programs of a module at a version, which it builds
+// once, or skips t by the gate name. They are called like their packages.
+func goInstalled(t testing.TB, name, version string, packages ...string) (dir string) {
+	t.Helper()
+	dir = filepath.Join(rootfs.CacheDir(), name+"-"+version)
+	err := alone(func() error {
+		for _, p := range packages {
+			if _, err := os.Stat(filepath.Join(dir, filepath.Base(p))); err != nil {
+				t.Logf("building %s %s, once", name, version)
+				return install(t.Context(), dir, version, packages)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		testenv.Need(t, name, "needs "+name+" "+version+": "+err.Error())
+	}
+	return dir
+}
+
+// install builds packages of one module into dir.
+func install(ctx context.Context, dir, version string, packages []string) error {
+	args := []string{"install", "-ldflags=-s -w"}
+	for _, p := range packages {
+		args = append(args, p+"@"+version)
+	}
+	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Env = append(os.Environ(), "GOBIN="+dir, "GOFLAGS=", "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		lines := strings.Split(strings.TrimSpace(string(out)), "\n")

@@ -24,6 +24,7 @@ type Process struct {
 	Addr string // host:port, or the path of a socket
 
 	argv   []string
+	env    []string // nil: this process's
 	ready  func(ctx context.Context) bool
 	cmd    *exec.Cmd
 	done   chan struct{}
@@ -33,7 +34,12 @@ type Process struct {
 // launch starts argv and waits until it is ready. It ends with t.
 func launch(t testing.TB, addr string, ready func(ctx context.Context) bool, argv ...string) *Process {
 	t.Helper()
-	p := &Process{Addr: addr, argv: argv, ready: ready}
+	return begin(t, &Process{Addr: addr, argv: argv, ready: ready})
+}
+
+// begin starts p and waits until it is ready. It ends with t.
+func begin(t testing.TB, p *Process) *Process {
+	t.Helper()
 	t.Cleanup(p.Kill)
 	p.Start(t)
 	return p
@@ -60,6 +66,7 @@ func (p *Process) Start(t testing.TB) {
 func (p *Process) Begin(t testing.TB) (pid int) {
 	t.Helper()
 	p.cmd = exec.Command(p.argv[0], p.argv[1:]...)
+	p.cmd.Env = p.env
 	p.cmd.Stdout, p.cmd.Stderr = &p.output, &p.output
 	p.cmd.WaitDelay = time.Second // a helper of it may hold the pipe
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
