@@ -27,6 +27,13 @@ func (n *node) configure(t *testing.T, o nodeOptions) {
 	if !strings.Contains(stanza, "DIR/s.sock") {
 		t.Fatalf("%s does not say where the snapshotter is", snippet)
 	}
+	if o.transfer {
+		const local = "disable_snapshot_annotations = false\n" // has the CRI pull by itself
+		if !strings.Contains(stanza, local) {
+			t.Fatalf("%s does not say %s", snippet, local)
+		}
+		stanza = strings.Replace(stanza, local, "", 1)
+	}
 	disabled := `"io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.blockfile", "io.containerd.nri.v1.nri"`
 	if o.pods {
 		own += pods

@@ -47,7 +47,10 @@ func (w *world) all(t *testing.T) {
 			c.run(n, t)
 		})
 	}
-	t.Run("pods", w.pods)
+	t.Run("pods", func(t *testing.T) { w.pods(t, nodeOptions{}) })
+	if w.runtime.Two() {
+		t.Run("pods-by-transfer", func(t *testing.T) { w.pods(t, nodeOptions{transfer: true}) })
+	}
 }
 
 // alone are the cases that have a node for themselves, because they kill parts of it.

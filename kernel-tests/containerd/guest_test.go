@@ -46,7 +46,7 @@ func TestGuests(t *testing.T) {
 	w.build(t, vm, "./kernel-tests/vm")
 	w.buildTest(t, self)
 	program, files := w.app(t)
-	w.convert(t, imageOf(t, ocispec.ImageConfig{}, program, files), w.addr+"/app:lazy")
+	w.convert(t, imageOf(t, ocispec.ImageConfig{}, program, files).layout(t), w.addr+"/app:lazy")
 	for _, row := range guestkernel.Rows {
 		t.Run(row, func(t *testing.T) {
 			_, err := guestkernel.Find(t.Context(), row)

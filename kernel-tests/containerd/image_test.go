@@ -119,10 +119,11 @@ func (w *world) push(t *testing.T, i ordinary, reference string) {
 	}
 }
 
-// convert puts the image into the registry as a lazy one, with a blob of data for each layer.
-func (w *world) convert(t *testing.T, i ordinary, reference string) {
+// convert puts a directory, or the image of a layout, into the registry as a lazy image with a
+// blob of data for each layer.
+func (w *world) convert(t *testing.T, src, reference string) {
 	t.Helper()
-	if _, err := convert.Convert(t.Context(), i.layout(t), w.pusher(t, reference), convert.Options{ChunkSize: 64 << 10}); err != nil {
+	if _, err := convert.Convert(t.Context(), src, w.pusher(t, reference), convert.Options{ChunkSize: 64 << 10}); err != nil {
 		t.Fatal(err)
 	}
 }

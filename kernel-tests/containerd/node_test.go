@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
@@ -44,7 +45,8 @@ type node struct {
 
 // nodeOptions say what a node is for.
 type nodeOptions struct {
-	pods bool // Kubernetes' way: containerd's CRI, and logins by the snapshotter's socket
+	pods     bool // Kubernetes' way: containerd's CRI, and logins by the snapshotter's socket
+	transfer bool // the CRI pulls by containerd's transfer service
 }
 
 // start starts a node with nothing on it, which ends with t and must then have nothing left.
@@ -264,6 +266,23 @@ func (n *node) empty(ctx context.Context, t *testing.T) {
 		st, err := n.daemon.Status(ctx)
 		if err == nil && len(st.Images)+len(st.Kept) > 0 {
 			err = fmt.Errorf("the daemon has %d mounted and keeps %+v", len(st.Images), st.Kept)
+		}
+		if err != nil {
+			return err
+		}
+		return cacheEmpty(filepath.Join(n.dir, "cache"))
+	})
+}
+
+// cacheEmpty says what a daemon's directory has besides small files of its own.
+func cacheEmpty(dir string) error {
+	return filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		st, err := d.Info()
+		if err == nil && st.Size() > 16<<10 {
+			err = fmt.Errorf("%s is left of an image, with %d bytes", name, st.Size())
 		}
 		return err
 	})

@@ -59,8 +59,9 @@ var ofPods = []struct {
 }
 
 // pods does as Kubernetes does.
-func (w *world) pods(t *testing.T) {
-	n := w.startNode(t, nodeOptions{pods: true})
+func (w *world) pods(t *testing.T, o nodeOptions) {
+	o.pods = true
+	n := w.startNode(t, o)
 	for _, c := range ofPods {
 		if c.two && !w.runtime.Two() {
 			continue

@@ -95,15 +95,15 @@ func (w *world) images(t *testing.T) {
 	w.lazy, w.plain = w.addr+"/app:lazy", w.addr+"/app:plain"
 	app := imageOf(t, ocispec.ImageConfig{}, program, files)
 	w.again = w.addr + "/app:again"
-	w.convert(t, app, w.lazy)
-	w.convert(t, app, w.again)
+	w.convert(t, app.layout(t), w.lazy)
+	w.convert(t, app.layout(t), w.again)
 	w.push(t, app, w.plain)
 
 	w.other = w.addr + "/other/app:lazy"
-	w.convert(t, imageOf(t, ocispec.ImageConfig{}, program, files, layerWith(t, "other", "another image")), w.other)
+	w.convert(t, imageOf(t, ocispec.ImageConfig{}, program, files, layerWith(t, "other", "another image")).layout(t), w.other)
 
 	w.volume = w.addr + "/volume:lazy"
-	w.convert(t, imageOf(t, ocispec.ImageConfig{Volumes: map[string]struct{}{"/data": {}}}, program, files), w.volume)
+	w.convert(t, imageOf(t, ocispec.ImageConfig{Volumes: map[string]struct{}{"/data": {}}}, program, files).layout(t), w.volume)
 
 	w.pause = w.addr + "/pause:1"
 	w.push(t, imageOf(t, ocispec.ImageConfig{Entrypoint: []string{"/bin/check", "pause"}}, program), w.pause)

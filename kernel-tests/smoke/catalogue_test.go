@@ -1,9 +1,6 @@
 package smoke
 
 import (
-	"go/ast"
-	"go/parser"
-	"go/token"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -79,7 +76,6 @@ func TestCatalogue(t *testing.T) {
 		ours = append(ours, c.name)
 	}
 	ours = append(ours, "TestConformance")
-	root := testenv.ModuleRoot(t)
 	for _, i := range catalogue {
 		folder, name, elsewhere := strings.Cut(i.here, " ")
 		switch {
@@ -89,11 +85,11 @@ func TestCatalogue(t *testing.T) {
 			}
 			t.Logf("not here: %s: %s", i.name, i.why)
 		case folder == "scenario":
-			if !mentions(t, filepath.Join(root, "kernel-tests", folder), name) {
+			if !testenv.Declares(t, filepath.Join("kernel-tests", folder), name) {
 				t.Errorf("%s: kernel-tests/scenario has no scenario %s", i.name, name)
 			}
 		case elsewhere:
-			if !mentions(t, filepath.Join(root, folder), name) {
+			if !testenv.Declares(t, folder, name) {
 				t.Errorf("%s: %s has no test %s", i.name, folder, name)
 			}
 		case !slices.Contains(ours, i.here):
@@ -105,30 +101,4 @@ func TestCatalogue(t *testing.T) {
 			t.Errorf("two cases are called %s", name)
 		}
 	}
-}
-
-// mentions reports whether the Go files of a folder declare a function of that name, or
-// have the name as a string.
-func mentions(t *testing.T, dir, name string) (found bool) {
-	t.Helper()
-	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no Go files in %s: %v", dir, err)
-	}
-	for _, file := range files {
-		f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ast.Inspect(f, func(n ast.Node) bool {
-			switch n := n.(type) {
-			case *ast.FuncDecl:
-				found = found || n.Name.Name == name
-			case *ast.BasicLit:
-				found = found || n.Value == `"`+name+`"`
-			}
-			return !found
-		})
-	}
-	return found
 }
