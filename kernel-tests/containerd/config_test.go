@@ -17,6 +17,10 @@ func (n *node) configure(t *testing.T, o nodeOptions) {
 	if n.w.runtime.Two() {
 		snippet, own, pods = "config-v3.toml", twoConfig, twoPods
 	}
+	if o.handler != "" {
+		snippet = "runtime-v3.toml"
+		pods += handlerPods
+	}
 	text, err := configs.File("containerd/" + snippet)
 	if err != nil {
 		t.Fatal(err)
@@ -103,6 +107,12 @@ runtime_type = "io.containerd.runc.v2"
 Root = "DIR/runc"
 `
 )
+
+// handlerPods is what the runtime of runtime-v3.toml has besides.
+const handlerPods = `
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.erofsd.options]
+Root = "DIR/runc"
+`
 
 const snapshotterConfig = `
 root = "DIR/snapshots"

@@ -49,6 +49,7 @@ func (w *world) all(t *testing.T) {
 	}
 	t.Run("pods", func(t *testing.T) { w.pods(t, nodeOptions{}) })
 	if w.runtime.Two() {
+		t.Run("pods-by-handler", func(t *testing.T) { w.pods(t, nodeOptions{handler: "erofsd"}) })
 		t.Run("pods-by-transfer", func(t *testing.T) { w.pods(t, nodeOptions{transfer: true}) })
 	}
 }

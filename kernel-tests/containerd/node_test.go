@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/snapshotters"
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
 
 	"github.com/erofsd/erofsd/internal/api"
 	"github.com/erofsd/erofsd/kernel-tests/services"
@@ -45,8 +47,9 @@ type node struct {
 
 // nodeOptions say what a node is for.
 type nodeOptions struct {
-	pods     bool // Kubernetes' way: containerd's CRI, and logins by the snapshotter's socket
-	transfer bool // the CRI pulls by containerd's transfer service
+	pods     bool   // Kubernetes' way: containerd's CRI, and logins by the snapshotter's socket
+	transfer bool   // the CRI pulls by containerd's transfer service
+	handler  string // of the pods that use the snapshotter; "": all use it
 }
 
 // start starts a node with nothing on it, which ends with t and must then have nothing left.
@@ -105,8 +108,8 @@ func (n *node) endDaemon(t *testing.T) {
 	if err != nil || len(mounts) > 0 {
 		t.Errorf("%d mounts are left: %v", len(mounts), err)
 	}
-	for _, m := range mounts {
-		t.Logf("%s at %s", m.FSType, m.Mountpoint)
+	for _, m := range slices.Backward(mounts) {
+		t.Logf("%s at %s: unmounted, %v", m.FSType, m.Mountpoint, unix.Unmount(m.Mountpoint, unix.MNT_DETACH))
 	}
 }
 
