@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/erofsd/erofsd/backend/registry"
 	"github.com/erofsd/erofsd/convert"
@@ -108,11 +109,14 @@ func (i ordinary) blobs() []blob {
 func (w *world) push(t *testing.T, i ordinary, reference string) {
 	t.Helper()
 	p := w.pusher(t, reference)
+	pushes, ctx := errgroup.WithContext(t.Context())
+	pushes.SetLimit(16) // each waits for the registry's disk
 	for _, b := range i.blobs() {
 		open := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.body)), nil }
-		if err := p.Blob(t.Context(), b.Descriptor, open); err != nil {
-			t.Fatal(err)
-		}
+		pushes.Go(func() error { return p.Blob(ctx, b.Descriptor, open) })
+	}
+	if err := pushes.Wait(); err != nil {
+		t.Fatal(err)
 	}
 	if err := p.Manifest(t.Context(), i.manifest.Descriptor, i.manifest.body); err != nil {
 		t.Fatal(err)
