@@ -61,9 +61,13 @@ var ofPods = []struct {
 
 // pods does as Kubernetes does.
 func (w *world) pods(t *testing.T, o nodeOptions) {
+	cases := ofPods
+	if o.handler != "" || o.transfer {
+		cases = cases[:2] // another way to pull, with and without a login
+	}
 	o.pods = true
 	n := w.startNode(t, o)
-	for _, c := range ofPods {
+	for _, c := range cases {
 		if c.two && !w.runtime.Two() {
 			continue
 		}
