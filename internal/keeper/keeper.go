@@ -249,9 +249,23 @@ func (k *keeper) act(now time.Time) {
 		k.pingAt = now.Add(k.manager.ping)
 		// A worker that cannot be brought back is the service manager's affair.
 		if k.unready.IsZero() || now.Sub(k.unready) < k.o.ReadyTimeout+k.o.Backoff.Max {
-			k.manager.say("WATCHDOG=1")
+			k.live()
 		}
 	}
+}
+
+// live gives a sign of life. A service manager that was started anew has everything stored.
+func (k *keeper) live() {
+	k.manager.say("WATCHDOG=1")
+	if !k.manager.returned() {
+		return
+	}
+	k.table.storeAll()
+	if k.current != nil {
+		k.manager.storeWorker(k.current.process)
+	}
+	k.manager.say("READY=1")
+	k.manager.say("WATCHDOG=1")
 }
 
 // due is when w is to be killed.

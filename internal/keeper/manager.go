@@ -30,6 +30,10 @@ func managerEnv() []string {
 	return []string{"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"}
 }
 
+// maxPing is the longest time between two signs of life, also where the service manager
+// would wait longer: they are how one that was started anew is noticed.
+const maxPing = 10 * time.Second
+
 // A manager is the service manager that started the keeper (sd_notify(3)). The nil one
 // does nothing. What cannot be told is logged: the keeper goes on without.
 type manager struct {
@@ -38,6 +42,7 @@ type manager struct {
 	log  *slog.Logger
 
 	failing bool      // the last message was not heard
+	gone    bool      // nobody has the socket any more
 	busy    time.Time // until then nothing is sent
 	kept    map[string]bool
 	names   int  // bytes that the names of what is kept take
@@ -50,14 +55,10 @@ const maxNames = 120 << 10
 
 // dialManager connects to the service manager, nil if there is none.
 func dialManager(log *slog.Logger) (*manager, error) {
-	socket := os.Getenv("NOTIFY_SOCKET")
-	if socket == "" {
+	if os.Getenv("NOTIFY_SOCKET") == "" {
 		return nil, nil
 	}
-	if rest, abstract := strings.CutPrefix(socket, "@"); abstract {
-		socket = "\x00" + rest
-	}
-	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: socket, Net: "unixgram"})
+	conn, err := dialSocket()
 	if err != nil {
 		return nil, fmt.Errorf("connect to the service manager at NOTIFY_SOCKET: %w", err)
 	}
@@ -65,9 +66,34 @@ func dialManager(log *slog.Logger) (*manager, error) {
 	pid := os.Getenv("WATCHDOG_PID")
 	usec, err := strconv.ParseUint(os.Getenv("WATCHDOG_USEC"), 10, 40)
 	if err == nil && usec > 0 && (pid == "" || pid == strconv.Itoa(os.Getpid())) {
-		m.ping = max(time.Duration(usec)*time.Microsecond/2, time.Millisecond)
+		m.ping = min(max(time.Duration(usec)*time.Microsecond/2, time.Millisecond), maxPing)
 	}
 	return m, nil
+}
+
+func dialSocket() (*net.UnixConn, error) {
+	socket := os.Getenv("NOTIFY_SOCKET")
+	if rest, abstract := strings.CutPrefix(socket, "@"); abstract {
+		socket = "\x00" + rest
+	}
+	return net.DialUnix("unixgram", nil, &net.UnixAddr{Name: socket, Net: "unixgram"})
+}
+
+// returned reports whether another service manager is at the socket of one that has gone. It
+// has nothing of what was kept.
+func (m *manager) returned() bool {
+	if m == nil || !m.gone {
+		return false
+	}
+	conn, err := dialSocket()
+	if err != nil {
+		return false
+	}
+	m.conn.Close()
+	m.conn, m.gone = conn, false
+	m.kept, m.names, m.full = make(map[string]bool), 0, false
+	m.log.Info("there is another service manager; it is given what is held")
+	return true
 }
 
 // say sends a state.
@@ -133,6 +159,7 @@ func (m *manager) send(text string, fd int) {
 		m.log.Warn("the service manager does not hear "+what, "err", err)
 	}
 	m.failing = err != nil
+	m.gone = m.gone || errors.Is(err, unix.ECONNREFUSED) // it is ENOTCONN from then on
 }
 
 // write sends a message; net has nothing that does so on a connected socket.

@@ -381,6 +381,47 @@ func TestManagerGone(t *testing.T) {
 	w.end(0)
 }
 
+// TestManagerReturns has a service manager that goes away, and another one at its socket: that
+// is given everything, also what was put meanwhile, and the next keeper has it from there.
+func TestManagerReturns(t *testing.T) {
+	m := newFakeManager(t, "WATCHDOG_USEC=20000")
+	path := m.conn.LocalAddr().String()
+	r := newRig(t, quick(), m.env)
+	w := r.worker()
+	w.serve()
+	file := r.file("f")
+	w.must(order{Do: "put", Name: "before", Path: file, N: 1})
+	m.conn.Close()
+	<-m.done
+	w.must(order{Do: "put", Name: "between", Path: file, N: 2})
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := &fakeManager{t: t, conn: conn, env: m.env, done: make(chan struct{}), states: make(map[string]int)}
+	go other.read()
+	defer func() {
+		conn.Close()
+		<-other.done
+		for _, f := range other.files {
+			f.Close()
+		}
+	}()
+	r.eventually("all is stored again", func() bool { return other.heard("READY=1") == 1 })
+	w.must(order{Do: "put", Name: "after", Path: file, N: 3})
+	r.eventually("what comes later is, too", func() bool { return len(other.kept()) == 5 })
+	r.die(w)
+	r = other.start()
+	w = r.worker()
+	if list := w.serve(); len(list) != 3 {
+		t.Errorf("was given %v, want three entries", list)
+	}
+	w.end(0)
+}
+
 // TestManagerBusy has a service manager that reads nothing: it is waited for once.
 func TestManagerBusy(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "notify")

@@ -39,6 +39,9 @@ type state struct {
 // succeed, and the keeper goes on as it is.
 func (k *keeper) becomeNew() {
 	w := k.current
+	if !k.pingAt.IsZero() {
+		k.live() // the next keeper takes for stored what this one has stored
+	}
 	err := k.pause(w)
 	if err == nil {
 		err = k.exec(w)

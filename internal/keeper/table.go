@@ -132,6 +132,16 @@ func (t *table) put(name string, data []byte, fd int) error {
 	return t.compact()
 }
 
+// storeAll has a service manager that has nothing keep all.
+func (t *table) storeAll() {
+	t.store.storeFile(logName(t.logID), t.log)
+	for _, i := range t.items {
+		if i.fd >= 0 {
+			t.store.storeFD(fdName(i.id), i.fd)
+		}
+	}
+}
+
 // drop lets go of an entry.
 func (t *table) drop(name string) error {
 	i, found := t.items[name]
