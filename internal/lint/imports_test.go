@@ -29,6 +29,7 @@ var ours = map[string][]string{
 	"internal/chunk":   {"internal/kernel"},
 	"internal/api":     {},
 	"internal/sandbox": {},
+	"internal/fdstore": {},
 	"internal/keeper":  {}, // it outlives everything else and must not grow with it
 	"backend":          {"internal/kernel"},
 	"cachefiles":       {"internal/kernel"},
@@ -57,7 +58,7 @@ var ours = map[string][]string{
 		"cachefiles", "erofs", "fanotify", "internal/api", "internal/api/nydus", "internal/chunk", "internal/config", "internal/keeper", "internal/kernel", "internal/sandbox",
 	},
 
-	"cmd/containerd-erofsd-grpc": {"snapshotter", "internal/api", "internal/keychain", "internal/logging"},
+	"cmd/containerd-erofsd-grpc": {"snapshotter", "internal/api", "internal/fdstore", "internal/keychain", "internal/logging"},
 
 	"cmd/erofsd":   {"internal/daemon", "internal/config", "internal/keeper", "internal/logging"},
 	"cmd/erofsctl": {"backend", "backend/localfs", "backend/registry", "configs", "convert", "erofs", "fanotify", "cachefiles", "internal/api", "internal/chunk", "internal/daemon", "internal/kernel", "internal/sandbox"},
@@ -77,7 +78,7 @@ var confined = []struct {
 	places  []string
 }{
 	{"golang.org/x/sys/unix", []string{
-		"cachefiles", "fanotify", "internal/keeper", "internal/kernel", "internal/sandbox", "internal/testenv", "kernel-tests", "erofs/mount.go",
+		"cachefiles", "fanotify", "internal/fdstore", "internal/keeper", "internal/kernel", "internal/sandbox", "internal/testenv", "kernel-tests", "erofs/mount.go",
 		"blobmgr/cachefile_linux.go", "internal/daemon", // processes and leases; a person reads it as a whole
 		"cmd/containerd-erofsd-grpc/process.go", // pidfd
 	}},
