@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/pelletier/go-toml/v2"
 
@@ -61,6 +62,9 @@ type daemonConfig struct {
 	Root       string   `toml:"root"`
 	Config     string   `toml:"config"`
 	Args       []string `toml:"args"`
+
+	RecoverPolicy string `toml:"recover_policy"`
+	Watchdog      string `toml:"watchdog"` // a duration
 }
 
 type imagesConfig struct {
@@ -90,13 +94,20 @@ const (
 	modeConnect = "connect"
 )
 
+// What becomes of a daemon that has died, in daemonConfig.
+const (
+	recoverNone     = "none"
+	recoverRestart  = "restart"
+	recoverFailover = "failover"
+)
+
 func defaultConfig() config {
 	return config{
 		Root:       "/var/lib/containerd/io.containerd.snapshotter.v1.erofsd",
 		Address:    "/run/containerd-erofsd/containerd-erofsd-grpc.sock",
 		Log:        logConfig{Level: "info", Format: "text", RotationMiB: 200, Keep: 5},
 		System:     systemConfig{Address: "/run/containerd-erofsd/system.sock"},
-		Daemon:     daemonConfig{Mode: modeStart, Socket: "/run/erofsd/erofsd.sock", Root: "/var/lib/erofsd", Args: []string{}},
+		Daemon:     defaultDaemon(),
 		Images:     imagesConfig{Share: snapshotter.ScopeAll},
 		Snapshots:  snapshotsConfig{OverlayOptions: []string{}},
 		Containerd: containerdConfig{Address: "/run/containerd/containerd.sock"},
@@ -105,6 +116,29 @@ func defaultConfig() config {
 		Credentials: defaultCredentials(),
 		Backends:    []chosenBackend{},
 	}
+}
+
+func defaultDaemon() daemonConfig {
+	return daemonConfig{
+		Mode: modeStart, Socket: "/run/erofsd/erofsd.sock", Root: "/var/lib/erofsd", Args: []string{}, RecoverPolicy: recoverFailover, Watchdog: "60s",
+	}
+}
+
+// check returns all that is wrong beside the paths.
+func (c daemonConfig) check() (errs []error) {
+	if modes := []string{modeStart, modeConnect}; !slices.Contains(modes, c.Mode) {
+		errs = append(errs, fmt.Errorf("daemon.mode: %q is none of %s", c.Mode, strings.Join(modes, ", ")))
+	}
+	if policies := []string{recoverNone, recoverRestart, recoverFailover}; !slices.Contains(policies, c.RecoverPolicy) {
+		errs = append(errs, fmt.Errorf("daemon.recover_policy: %q is none of %s", c.RecoverPolicy, strings.Join(policies, ", ")))
+	}
+	if c.Mode != modeConnect && len(filepath.Join(filepath.Dir(c.Socket), storeName)) > maxSocket {
+		errs = append(errs, fmt.Errorf("daemon.socket: the path of the socket %s beside it would have more than %d bytes", storeName, maxSocket))
+	}
+	if d, err := time.ParseDuration(c.Watchdog); err != nil || d < 0 || d > 0 && d < time.Second {
+		errs = append(errs, fmt.Errorf(`daemon.watchdog: %q is no time such as "60s", of a second at least, or "0s" for none`, c.Watchdog))
+	}
+	return errs
 }
 
 // loadConfig reads a configuration file, ours or nydus-snapshotter's, over the defaults; ""
@@ -190,10 +224,10 @@ func (c config) validate() error {
 	find(c.UID < 0 || c.GID < 0, "uid, gid: %d and %d are no ids", c.UID, c.GID)
 	find(c.Log.File != "" && !filepath.IsAbs(c.Log.File), "log.file: %q is no absolute path", c.Log.File)
 	find(c.Log.RotationMiB < 0 || c.Log.RotationMiB > 1<<20, "log.rotation_mib: want 0 to %d", 1<<20)
-	find(!slices.Contains([]string{modeStart, modeConnect}, c.Daemon.Mode), "daemon.mode: %q is none of start, connect", c.Daemon.Mode)
 	find(!slices.Contains([]snapshotter.Scope{snapshotter.ScopeAll, snapshotter.ScopeNamespace, snapshotter.ScopeImage}, c.Images.Share),
 		"images.share: %q is none of all, namespace, image", c.Images.Share)
 	find(!slices.Contains([]string{"", "docker"}, c.Backend.Credentials), "backend.credentials: %q is neither docker nor empty", c.Backend.Credentials)
+	errs = append(errs, c.Daemon.check()...)
 	errs = append(errs, c.Credentials.check()...)
 	errs = append(errs, checkBackends(c.Backends)...)
 	slices.SortFunc(errs, func(a, b error) int { return bytes.Compare([]byte(a.Error()), []byte(b.Error())) })

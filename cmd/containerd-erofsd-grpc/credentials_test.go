@@ -247,7 +247,7 @@ func TestOneSocket(t *testing.T) {
 	}
 	at := defaultConfig()
 	at.Address = filepath.Join(dir, "s")
-	s, err := listen(at, sn, keys.serverOptions()...)
+	s, err := listen(at, nil, sn, keys.serverOptions()...)
 	if err != nil {
 		t.Fatal(err)
 	}

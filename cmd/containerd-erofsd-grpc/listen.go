@@ -7,13 +7,14 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/contrib/snapshotservice"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"google.golang.org/grpc"
+
+	"github.com/erofsd/erofsd/internal/fdstore"
 )
 
 // A server is the gRPC service at a socket.
@@ -22,9 +23,13 @@ type server struct {
 	listener net.Listener
 }
 
-// listen opens the socket for containerd.
-func listen(c config, sn snapshots.Snapshotter, opts ...grpc.ServerOption) (*server, error) {
-	l, err := listenUnix(c.Address, c.UID, c.GID)
+// listen opens the socket for containerd, unless the service manager has opened it: then
+// calls wait there while there is no snapshotter.
+func listen(c config, in *fdstore.Inherited, sn snapshots.Snapshotter, opts ...grpc.ServerOption) (*server, error) {
+	l, err := in.Listener(c.Address)
+	if err == nil && l == nil {
+		l, err = listenUnix(c.Address, c.UID, c.GID)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -95,21 +100,4 @@ func (s *server) serve(ctx context.Context) error {
 		return fmt.Errorf("serve containerd: %w", err)
 	}
 	return nil
-}
-
-// notify tells the service manager, if there is one (sd_notify(3)).
-func notify(state string) error {
-	socket := os.Getenv("NOTIFY_SOCKET")
-	if socket == "" {
-		return nil
-	}
-	if rest, abstract := strings.CutPrefix(socket, "@"); abstract {
-		socket = "\x00" + rest
-	}
-	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: socket, Net: "unixgram"})
-	if err != nil {
-		return err
-	}
-	_, err = c.Write([]byte(state))
-	return errors.Join(err, c.Close())
 }

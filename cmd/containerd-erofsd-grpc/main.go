@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/erofsd/erofsd/internal/failpoint"
+	"github.com/erofsd/erofsd/internal/fdstore"
 	"github.com/erofsd/erofsd/internal/logging"
 	"github.com/erofsd/erofsd/snapshotter"
 )
@@ -27,16 +28,29 @@ import (
 const logTime = 2 * time.Second
 
 func main() {
+	if fdstore.IsStarter(os.Args) {
+		fail(fdstore.Become(os.Args))
+	}
 	signal.Ignore(syscall.SIGPIPE) // a log that nobody reads is no reason to end
-	err := run(os.Args[1:], os.Stdout)
+	in, err := fdstore.Inherit() // before anything else is opened
+	if err != nil {
+		fail(err)
+	}
+	err = run(os.Args[1:], os.Stdout, in)
 	if err != nil && !errors.Is(err, pflag.ErrHelp) {
-		fmt.Fprintln(os.Stderr, "containerd-erofsd-grpc:", err)
-		os.Exit(1)
+		fail(err)
 	}
 }
 
-// run does what a command line says.
-func run(args []string, out io.Writer) (err error) {
+// fail ends the process.
+func fail(err error) {
+	fmt.Fprintln(os.Stderr, "containerd-erofsd-grpc:", err)
+	os.Exit(1)
+}
+
+// run does what a command line says, with what the service manager passed.
+func run(args []string, out io.Writer, in *fdstore.Inherited) (err error) {
+	defer in.Close()
 	flags := pflag.NewFlagSet("containerd-erofsd-grpc", pflag.ContinueOnError)
 	file := flags.String("config", "", "configuration `FILE`, TOML; without it everything has its default")
 	check := flags.Bool("check", false, "only say whether the configuration is right")
@@ -75,7 +89,7 @@ func run(args []string, out io.Writer) (err error) {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	return serve(ctx, c, log.Logger)
+	return serve(ctx, c, in, log.Logger)
 }
 
 // say prints a line for each warning.
@@ -90,7 +104,12 @@ func say(out io.Writer, warnings []string) error {
 
 // serve is the snapshotter until ctx ends. It answers containerd before the daemon is
 // there: only who wants a lazy image has to wait for that.
-func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
+func serve(ctx context.Context, c config, in *fdstore.Inherited, log *slog.Logger) (err error) {
+	manager, err := fdstore.Dial()
+	if err != nil {
+		return err
+	}
+	defer manager.Close()
 	m := newMetrics()
 	d := newDaemon(c.Daemon, log, m.event)
 	defer d.close()
@@ -123,11 +142,14 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 	}
 	defer func() { err = errors.Join(err, sn.Close()) }()
 	m.registry.MustRegister(reader{sn, d, time.Now()})
-	server, err := listen(c, measured{sn, sn, m}, keys.serverOptions()...)
+	server, err := listen(c, in, measured{sn, sn, m}, keys.serverOptions()...)
 	if err != nil {
 		return err
 	}
 	failpoint.Hit("grpc.listens")
+	if err := d.open(ctx, in, manager); err != nil {
+		return errors.Join(err, server.listener.Close())
+	}
 	s.images = sn
 	beside, err := openWebs(c, s.handler(), m.handler())
 	if err != nil {
@@ -140,8 +162,8 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 	running.Go(func() { beside.serve(ctx, log) })
 	failpoint.Hit("grpc.ready")
 	log.Info("serves containerd", "address", c.Address, "root", c.Root, "version", buildVersion())
-	if err := notify("READY=1"); err != nil {
-		log.Warn("tell the service manager", "err", err)
+	if err := manager.Notify("READY=1"); err != nil {
+		log.Warn("nobody knows that it serves", "err", err)
 	}
 	err = server.serve(ctx)
 	cancel()

@@ -91,7 +91,7 @@ func TestNydusKeys(t *testing.T) {
 		{text: `daemon.nydusd_path = "/opt/erofsd"`, used: func(c config) bool { return c.Daemon.Executable == "/opt/erofsd" }},
 		{text: `daemon.fs_driver = "blockdev"`, refusal: "daemon.fs_driver: "},
 		{text: `daemon.fs_driver = "fusedev"`, warning: "daemon.fs_driver"},
-		{text: `daemon.recover_policy = "none"`, warning: "daemon.recover_policy"},
+		{text: `daemon.recover_policy = "none"`, used: func(c config) bool { return c.Daemon.RecoverPolicy == recoverNone }},
 		{text: `daemon.recover_policy = "later"`, refusal: "daemon.recover_policy: "},
 		{text: `daemon.threads_number = 1025`, refusal: "0 to 1024"},
 		{text: `daemon.failover_policy = "flush"`, warning: "daemon.failover_policy"},
@@ -225,13 +225,13 @@ func TestFscacheTemplate(t *testing.T) {
 // TestCheck says what has no effect, and starts nothing.
 func TestCheck(t *testing.T) {
 	var out bytes.Buffer
-	if err := run([]string{"--config", "testdata/nydus-fscache.toml", "--check"}, &out); err != nil {
+	if err := run([]string{"--config", "testdata/nydus-fscache.toml", "--check"}, &out, nil); err != nil {
 		t.Fatal(err)
 	}
 	if n := strings.Count(out.String(), "warning: "); n != 8 || !strings.Contains(out.String(), "daemon.threads_number has no effect") {
 		t.Errorf("%d warnings:\n%s", n, out.String())
 	}
-	if err := run([]string{"--config", "testdata/nydus-fscache.toml", "--check", "--daemon-mode", "none", "--fs-driver", "proxy"}, &out); err == nil || !strings.Contains(err.Error(), "daemon.fs_driver") {
+	if err := run([]string{"--config", "testdata/nydus-fscache.toml", "--check", "--daemon-mode", "none", "--fs-driver", "proxy"}, &out, nil); err == nil || !strings.Contains(err.Error(), "daemon.fs_driver") {
 		t.Errorf("another driver: %v", err)
 	}
 }

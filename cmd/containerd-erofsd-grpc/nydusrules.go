@@ -82,8 +82,7 @@ func daemonRules() map[string]rule {
 		"daemon.nydusimage_path": unused("nothing is converted here", ""),
 		"daemon.fs_driver": known(refused("only images that the kernel's EROFS mounts are served", "", "fscache", "fusedev"),
 			"", "fscache", "fusedev", "blockdev", "nodev", "proxy"),
-		"daemon.recover_policy": known(unused("erofsd is started again when it has died, and reads wait for that", "", "restart", "failover"),
-			"", "none", "restart", "failover"),
+		"daemon.recover_policy": text(func(c *config) *string { return &c.Daemon.RecoverPolicy }),
 		"daemon.threads_number": func(_ *config, v any) (string, error) {
 			n, err := as[int64](v)
 			switch {

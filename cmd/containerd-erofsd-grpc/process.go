@@ -1,11 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -26,6 +28,68 @@ func openProcess(pid int) (*process, error) {
 		return nil, fmt.Errorf("open process %d: %w", pid, err)
 	}
 	return &process{pid: pid, file: os.NewFile(uintptr(fd), fmt.Sprintf("pidfd of %d", pid))}, nil
+}
+
+// processOf is the process of a pidfd, which is its own from now on.
+func processOf(fd int) *process {
+	_ = unix.SetNonblock(fd, true) // fails only for what is no descriptor
+	return &process{file: os.NewFile(uintptr(fd), "pidfd")}
+}
+
+// mainOf opens the first process of the daemon that a worker belongs to: its keeper, which
+// was called as it was, or itself.
+func mainOf(worker *process) (*process, error) {
+	parent, err := parentOf(worker.pid)
+	if err != nil {
+		return nil, err
+	}
+	ours, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", worker.pid))
+	if err != nil {
+		return nil, err
+	}
+	theirs, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", parent))
+	if err != nil || !bytes.Equal(ours, theirs) {
+		return openProcess(worker.pid)
+	}
+	p, err := openProcess(parent)
+	if err != nil {
+		return nil, err
+	}
+	if again, err := parentOf(worker.pid); err != nil || again != parent { // the number may be another's
+		p.close()
+		return nil, errors.Join(errors.New("its keeper has ended this moment"), err)
+	}
+	return p, nil
+}
+
+// parentOf is the parent of a process.
+func parentOf(pid int) (int, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	_, rest, _ := strings.Cut(string(text[bytes.LastIndexByte(text, ')')+1:]), " ") // after its name, which may be anything
+	fields := strings.Fields(rest)
+	if len(fields) < 2 {
+		return 0, fmt.Errorf("/proc/%d/stat has no parent", pid)
+	}
+	return strconv.Atoi(fields[1])
+}
+
+// with calls f with the pidfd.
+func (p *process) with(f func(fd int) error) error {
+	raw, err := p.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var ferr error
+	err = raw.Control(func(fd uintptr) { ferr = f(int(fd)) })
+	return errors.Join(err, ferr)
+}
+
+// kill kills it.
+func (p *process) kill() error {
+	return p.with(func(fd int) error { return unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) })
 }
 
 // wait returns when the process has ended, or with the error of ctx.

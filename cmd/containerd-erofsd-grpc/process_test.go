@@ -1,10 +1,8 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -70,7 +68,8 @@ type rig struct {
 	cmd              *exec.Cmd
 	ended            chan struct{}
 	log              testenv.Buffer
-	ready            *net.UnixConn // where it says that it is
+	manager          *testenv.Manager
+	starts           int
 }
 
 func newRig(t *testing.T) *rig {
@@ -105,10 +104,7 @@ address = "127.0.0.1:0"
 	if err := os.WriteFile(r.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if r.ready, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { r.ready.Close() })
+	r.manager = testenv.NewManager(t)
 	t.Cleanup(func() { r.end(t) })
 	return r
 }
@@ -117,10 +113,12 @@ address = "127.0.0.1:0"
 func (r *rig) start(t *testing.T) {
 	t.Helper()
 	r.cmd = exec.Command(filepath.Join(r.bin, "containerd-erofsd-grpc"), "--config", r.config)
-	r.cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+filepath.Join(r.dir, "notify"))
 	r.cmd.Stderr = &r.log
 	r.cmd.WaitDelay = time.Millisecond // the daemon has the pipe too
-	if err := r.cmd.Start(); err != nil {
+	give := r.manager.Give(t, r.cmd)
+	err := r.cmd.Start()
+	give()
+	if err != nil {
 		t.Fatal(err)
 	}
 	r.ended = make(chan struct{})
@@ -128,14 +126,8 @@ func (r *rig) start(t *testing.T) {
 		defer close(ended)
 		_ = cmd.Wait() // how it ended is in its state
 	}(r.cmd, r.ended)
-	if err := r.ready.SetReadDeadline(time.Now().Add(patienceOfTest)); err != nil {
-		t.Fatal(err)
-	}
-	p := make([]byte, 100)
-	n, err := r.ready.Read(p)
-	if err != nil || !bytes.Equal(p[:n], []byte("READY=1")) {
-		t.Fatalf("the service manager hears %q, %v; the log:\n%s", p[:n], err, r.log.String())
-	}
+	r.starts++
+	r.manager.Await(t, "READY=1", r.starts)
 }
 
 // stop ends the program by a signal and waits.
@@ -159,7 +151,7 @@ func (r *rig) daemon(t *testing.T) (worker, keeper int) {
 	for end := time.Now().Add(patienceOfTest); ; time.Sleep(10 * time.Millisecond) {
 		v, err := client.Version(t.Context())
 		if err == nil {
-			return v.PID, parentOf(t, v.PID)
+			return v.PID, keeperOf(t, v.PID)
 		}
 		if time.Now().After(end) {
 			t.Fatalf("no daemon answers: %v; the log:\n%s", err, r.log.String())
@@ -167,15 +159,12 @@ func (r *rig) daemon(t *testing.T) (worker, keeper int) {
 	}
 }
 
-// parentOf is the parent of a process.
-func parentOf(t *testing.T, pid int) (parent int) {
+// keeperOf is the parent of a process.
+func keeperOf(t *testing.T, pid int) int {
 	t.Helper()
-	out, err := exec.Command("ps", "-o", "ppid=", "-p", strconv.Itoa(pid)).Output()
+	parent, err := parentOf(pid)
 	if err != nil {
 		t.Fatal(err)
-	}
-	for _, c := range strings.TrimSpace(string(out)) {
-		parent = 10*parent + int(c-'0')
 	}
 	return parent
 }
@@ -196,7 +185,7 @@ func (r *rig) end(t *testing.T) {
 	if err != nil {
 		return
 	}
-	keeper := parentOf(t, v.PID)
+	keeper := keeperOf(t, v.PID)
 	if keeper <= 1 {
 		keeper = v.PID
 	}

@@ -287,6 +287,7 @@ func (w *loginWorld) nowhere(t *testing.T) {
 // the program and the daemon are killed. No login is written anywhere.
 func TestLogins(t *testing.T) {
 	w := newLoginWorld(t)
+	w.rig.configure(t, `recover_policy = "restart"`) // a daemon that died has no login, below
 	w.registry.set("hunter2-first")
 	w.login(t, "hunter2-first")
 	w.start(t)

@@ -1,0 +1,155 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/erofsd/erofsd/internal/api"
+)
+
+// configure changes the rig's configuration.
+func (r *rig) configure(t *testing.T, daemon string) {
+	t.Helper()
+	text, err := os.ReadFile(r.config)
+	if err == nil {
+		err = os.WriteFile(r.config, []byte(strings.Replace(string(text), "[daemon]\n", "[daemon]\n"+daemon+"\n", 1)), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// other waits until another worker than that answers, and returns it with its keeper.
+func (r *rig) other(t *testing.T, than int) (worker, keeper int) {
+	t.Helper()
+	eventually(t, r, "another daemon answers", func() bool {
+		worker, keeper = r.daemon(t)
+		return worker != than && keeper > 1
+	})
+	return worker, keeper
+}
+
+func eventually(t *testing.T, r *rig, what string, is func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patienceOfTest); !is(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("never: %s; the log:\n%s", what, r.log.String())
+		}
+	}
+}
+
+func killAll(t *testing.T, signal syscall.Signal, pids ...int) {
+	t.Helper()
+	for _, pid := range pids {
+		if err := syscall.Kill(pid, signal); err != nil && !errors.Is(err, syscall.ESRCH) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// stored reports whether the service manager keeps what erofsd holds.
+func (r *rig) stored(t *testing.T) bool {
+	return slices.ContainsFunc(r.manager.Kept(t), func(name string) bool { return strings.HasPrefix(name, "k-log-") })
+}
+
+const tookOver = "keeper takes over what the service manager kept"
+
+// took waits until keepers have so often begun with what was kept.
+func (r *rig) took(t *testing.T, times int) {
+	t.Helper()
+	eventually(t, r, "another keeper has what was kept", func() bool { return strings.Count(r.log.String(), tookOver) == times })
+}
+
+// TestFailover kills and stops keepers and workers, also while there is no snapshotter: each
+// time another daemon goes on with what was held.
+func TestFailover(t *testing.T) {
+	r := newRig(t)
+	r.configure(t, `watchdog = "3s"`)
+	r.start(t)
+	worker, keeper := r.daemon(t)
+	eventually(t, r, "what is held is stored", func() bool { return r.stored(t) })
+
+	killAll(t, syscall.SIGKILL, keeper, worker)
+	worker, keeper = r.other(t, worker)
+	r.took(t, 1)
+
+	killAll(t, syscall.SIGKILL, keeper) // its worker lives, and has to go
+	worker, keeper = r.other(t, worker)
+	r.took(t, 2)
+
+	killAll(t, syscall.SIGSTOP, keeper)
+	worker, keeper = r.other(t, worker)
+	r.took(t, 3)
+
+	r.stop(t, syscall.SIGKILL)
+	killAll(t, syscall.SIGKILL, keeper, worker)
+	r.start(t)
+	worker, keeper = r.other(t, worker)
+	r.took(t, 4)
+
+	r.stop(t, syscall.SIGTERM) // it notices what happens to a daemon that it did not start
+	r.start(t)
+	if same, _ := r.daemon(t); same != worker {
+		t.Errorf("the daemon was %d and is %d after a restart of the snapshotter", worker, same)
+	}
+	killAll(t, syscall.SIGKILL, keeper)
+	worker, keeper = r.other(t, worker)
+	r.took(t, 5)
+
+	// A service manager that lets go of everything: the daemon stores it again.
+	r.stop(t, syscall.SIGKILL)
+	r.manager.Drop(t)
+	r.start(t)
+	eventually(t, r, "all is stored again", func() bool { return r.stored(t) })
+	killAll(t, syscall.SIGKILL, keeper, worker)
+	r.other(t, worker)
+	r.took(t, 6)
+}
+
+// TestRecoverRestart starts another daemon, with nothing of the last one's.
+func TestRecoverRestart(t *testing.T) {
+	r := newRig(t)
+	r.configure(t, `recover_policy = "restart"`)
+	r.start(t)
+	worker, keeper := r.daemon(t)
+	killAll(t, syscall.SIGKILL, keeper, worker)
+	r.other(t, worker)
+	if r.stored(t) || strings.Contains(r.log.String(), tookOver) {
+		t.Errorf("something was kept: %q; the log:\n%s", r.manager.Kept(t), r.log.String())
+	}
+}
+
+// TestRecoverNone does not start another daemon, and says so at once to who wants one; the
+// next snapshotter starts one.
+func TestRecoverNone(t *testing.T) {
+	r := newRig(t)
+	r.configure(t, `recover_policy = "none"`)
+	r.start(t)
+	worker, keeper := r.daemon(t)
+	eventually(t, r, "the snapshotter has seen it", func() bool { return strings.Contains(r.log.String(), "erofsd answers") })
+	killAll(t, syscall.SIGKILL, keeper, worker)
+	eventually(t, r, "it is said that there is none", func() bool { return strings.Contains(r.log.String(), "it is not started again") })
+	d := newDaemon(daemonConfig{Socket: r.dir + "/run/erofsd.sock"}, nil, nil)
+	defer d.Close()
+	if v, err := d.Version(t.Context()); err == nil {
+		t.Errorf("process %d answers", v.PID)
+	}
+	r.stop(t, syscall.SIGTERM)
+	r.start(t)
+	r.other(t, worker)
+}
+
+// TestNotAgain fails whoever wants a daemon that is not started any more, without a wait.
+func TestNotAgain(t *testing.T) {
+	d := newDaemon(daemonConfig{Socket: "/nowhere"}, nil, nil)
+	defer d.Close()
+	d.over = errNotAgain
+	if err := d.BindImage(t.Context(), api.BindRequest{}); !errors.Is(err, errNotAgain) {
+		t.Errorf("an image is bound: %v", err)
+	}
+}
