@@ -37,7 +37,7 @@ const maxPing = 10 * time.Second
 // A manager is the service manager that started the keeper (sd_notify(3)). The nil one
 // does nothing. What cannot be told is logged: the keeper goes on without.
 type manager struct {
-	conn *net.UnixConn
+	conn *net.UnixConn // nil: it was away from the beginning
 	ping time.Duration // between two signs of life, 0: none are wanted
 	log  *slog.Logger
 
@@ -53,16 +53,17 @@ type manager struct {
 // kernel limits to 32 pages (execve(2)). Beyond it the service could not be started.
 const maxNames = 120 << 10
 
-// dialManager connects to the service manager, nil if there is none.
+// dialManager connects to the service manager, nil if there is none. One that is away just
+// when a keeper goes on after its exec is waited for like one that goes away later.
 func dialManager(log *slog.Logger) (*manager, error) {
 	if os.Getenv("NOTIFY_SOCKET") == "" {
 		return nil, nil
 	}
 	conn, err := dialSocket()
-	if err != nil {
+	if _, resumes := os.LookupEnv(envState); err != nil && !resumes {
 		return nil, fmt.Errorf("connect to the service manager at NOTIFY_SOCKET: %w", err)
 	}
-	m := &manager{conn: conn, log: log, kept: make(map[string]bool)}
+	m := &manager{conn: conn, log: log, kept: make(map[string]bool), failing: err != nil, gone: err != nil}
 	pid := os.Getenv("WATCHDOG_PID")
 	usec, err := strconv.ParseUint(os.Getenv("WATCHDOG_USEC"), 10, 40)
 	if err == nil && usec > 0 && (pid == "" || pid == strconv.Itoa(os.Getpid())) {
@@ -89,7 +90,7 @@ func (m *manager) returned() bool {
 	if err != nil {
 		return false
 	}
-	m.conn.Close()
+	m.close()
 	m.conn, m.gone = conn, false
 	m.kept, m.names, m.full = make(map[string]bool), 0, false
 	m.log.Info("there is another service manager; it is given what is held")
@@ -165,7 +166,10 @@ func (m *manager) send(text string, fd int) {
 // write sends a message; net has nothing that does so on a connected socket.
 func (m *manager) write(p, oob []byte) error {
 	now := time.Now()
-	if now.Before(m.busy) {
+	switch {
+	case m.conn == nil:
+		return unix.ENOTCONN
+	case now.Before(m.busy):
 		return errBusy
 	}
 	if err := m.conn.SetWriteDeadline(now.Add(managerTime)); err != nil {
@@ -190,7 +194,7 @@ func (m *manager) write(p, oob []byte) error {
 var errBusy = errors.New("the service manager is busy")
 
 func (m *manager) close() {
-	if m != nil {
+	if m != nil && m.conn != nil {
 		m.conn.Close() // every message was sent
 	}
 }
