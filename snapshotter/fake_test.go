@@ -35,6 +35,7 @@ type fakeDaemon struct {
 	wanted []api.PrefetchRequest
 	denied map[string]bool // by key: its login is refused
 
+	urgent  string        // an image that is bound also while it hangs
 	hung    chan struct{} // nil: not
 	waiting atomic.Int32  // calls that hang
 }
@@ -111,8 +112,13 @@ func (d *fakeDaemon) count(name string) (n int) {
 }
 
 func (d *fakeDaemon) BindImage(ctx context.Context, r api.BindRequest) error {
-	if err := d.await(ctx); err != nil {
-		return err
+	d.mu.Lock()
+	urgent := r.ID == d.urgent
+	d.mu.Unlock()
+	if !urgent {
+		if err := d.await(ctx); err != nil {
+			return err
+		}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
