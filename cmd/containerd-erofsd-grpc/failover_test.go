@@ -2,7 +2,10 @@ package main
 
 import (
 	"errors"
+	"fmt"
+	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -152,4 +155,48 @@ func TestNotAgain(t *testing.T) {
 	if err := d.BindImage(t.Context(), api.BindRequest{}); !errors.Is(err, errNotAgain) {
 		t.Errorf("an image is bound: %v", err)
 	}
+}
+
+// TestSocketActivation has the service manager listen for containerd: a call that is made
+// while there is no snapshotter waits for the next one, and does not fail.
+func TestSocketActivation(t *testing.T) {
+	r := newRig(t)
+	address := filepath.Join(r.dir, "run", "grpc.sock")
+	if err := os.Mkdir(filepath.Dir(address), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: address, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	f, err := l.File()
+	if err = errors.Join(err, l.Close()); err != nil {
+		t.Fatal(err)
+	}
+	r.manager.Keep(t, "containerd-erofsd-grpc.socket", f)
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	sn := r.snapshots(t)
+	called := make(chan error, 1)
+	for i, end := range []syscall.Signal{0, syscall.SIGTERM, syscall.SIGKILL} {
+		if end != 0 {
+			r.stop(t, end)
+		}
+		go func() {
+			_, err := sn.Prepare(t.Context(), fmt.Sprint("call-", i), "")
+			called <- err
+		}()
+		select {
+		case err := <-called:
+			t.Fatalf("a call without a snapshotter: %v", err)
+		case <-time.After(100 * time.Millisecond): // it has begun, or begins later
+		}
+		r.start(t)
+		if err := <-called; err != nil {
+			t.Errorf("the call that waited after %v: %v", end, err)
+		}
+	}
+	r.daemon(t) // one that does not answer yet would not be ended
 }

@@ -139,6 +139,8 @@ func (r *rig) stop(t *testing.T, s os.Signal) {
 	select {
 	case <-r.ended:
 	case <-time.After(patienceOfTest):
+		_ = r.cmd.Process.Signal(syscall.SIGQUIT) // it says what it waits for
+		<-r.ended
 		t.Fatalf("it does not end; the log:\n%s", r.log.String())
 	}
 }

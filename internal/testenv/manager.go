@@ -117,11 +117,22 @@ func (k managed) is(fd int) bool {
 	return errno == 0 && order == 0
 }
 
-// Keep has it pass f by a name as well, as it does with sockets. f is the manager's.
-func (m *Manager) Keep(name string, f *os.File) {
+// Keep has it pass a duplicate of f by a name as well, as it does with sockets.
+func (m *Manager) Keep(t testing.TB, name string, f *os.File) {
+	t.Helper()
+	raw, err := f.SyscallConn() // Fd would have a listener block, also for those that it is passed to
+	if err != nil {
+		t.Fatal(err)
+	}
+	var fd int
+	var derr error
+	err = raw.Control(func(old uintptr) { fd, derr = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) })
+	if err = errors.Join(err, derr); err != nil {
+		t.Fatal(err)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.kept = append(m.kept, managed{name, f})
+	m.kept = append(m.kept, managed{name, os.NewFile(uintptr(fd), name)})
 }
 
 // Drop has it let go of everything, as when a service is stopped.
