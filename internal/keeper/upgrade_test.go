@@ -263,3 +263,20 @@ func TestYield(t *testing.T) {
 	}
 	w.end(0)
 }
+
+// TestUpgradeUnmanaged upgrades a keeper while its service manager is away.
+func TestUpgradeUnmanaged(t *testing.T) {
+	m := newFakeManager(t, "WATCHDOG_USEC=20000")
+	r := newRig(t, quick(), m.env)
+	w := r.worker()
+	w.serve()
+	w.must(order{Do: "put", Name: "x", Path: r.file("f"), N: 1})
+	m.conn.Close()
+	next := begin(r, w, r.script("second", ""))
+	yield(w)
+	next.receive()
+	next.must(order{Do: "ready"})
+	r.eventually("the keeper is of the new build", func() bool { return r.build() == "second" })
+	next.must(order{Do: "put", Name: "y", Path: r.file("f"), N: 2})
+	next.end(0)
+}
