@@ -26,12 +26,13 @@ type daemon struct {
 	watchdog time.Duration  // without a sign of life, until it is killed; 0: never
 	watching sync.WaitGroup
 
-	mu   sync.Mutex    // guards what follows
-	up   chan struct{} // closed while the daemon answers
-	why  error         // it does not; nil: it was not asked yet
-	over error         // there is none and none is going to be started
-	seen bool          // one has answered
-	main *mainProcess  // the last one's first process, nil if it is not known
+	mu     sync.Mutex    // guards what follows
+	up     chan struct{} // closed while the daemon answers
+	why    error         // it does not; nil: it was not asked yet
+	over   error         // there is none and none is going to be started
+	seen   bool          // one has answered
+	starts int           // since then
+	main   *mainProcess  // the last one's first process, nil if it is not known
 }
 
 var _ snapshotter.Mounter = (*daemon)(nil)
@@ -54,6 +55,7 @@ const (
 	patience     = 30 * time.Second       // of who wants an image while there is no daemon
 	heldTime     = time.Minute            // without an answer, until what the last one held is let go of,
 	heldStarts   = 3                      // and so many starts with it have failed
+	signTime     = time.Minute            // within which it gives signs of life that nobody asks for
 )
 
 // BindImage waits until there is a daemon, for it or Status is the first thing that is asked

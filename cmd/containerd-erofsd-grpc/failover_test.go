@@ -1,9 +1,12 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -199,4 +202,68 @@ func TestSocketActivation(t *testing.T) {
 		}
 	}
 	r.daemon(t) // one that does not answer yet would not be ended
+}
+
+// TestAnother has nydusd at the daemon's socket, or anything else that is not erofsd.
+func TestAnother(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "api.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := &http.Server{Handler: http.NotFoundHandler()}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = other.Serve(l) // until it is closed
+	}()
+	defer func() {
+		if err := other.Close(); err != nil {
+			t.Error(err)
+		}
+		<-served
+	}()
+	d := newDaemon(daemonConfig{Mode: modeConnect, Socket: socket}, nil, nil)
+	defer d.Close()
+	if _, err := d.identify(t.Context()); err == nil || !strings.Contains(err.Error(), "not erofsd") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// TestLetGo gives up what the last daemon held when nothing can be started with it for long;
+// not before.
+func TestLetGo(t *testing.T) {
+	c := daemonConfig{Mode: modeStart, Socket: filepath.Join(t.TempDir(), "erofsd.sock"), RecoverPolicy: recoverFailover}
+	d := newDaemon(c, slog.New(slog.NewTextHandler(t.Output(), nil)), nil)
+	if err := d.open(t.Context(), nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	defer d.close()
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(filepath.Dir(c.Socket), "client"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	to := &net.UnixAddr{Name: filepath.Join(filepath.Dir(c.Socket), storeName), Net: "unixgram"}
+	if _, _, err := conn.WriteMsgUnix([]byte("FDSTORE=1\nFDNAME=x\n"), syscall.UnixRights(syscall.Stdin), to); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.store.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	now, cancel := context.WithCancel(t.Context())
+	cancel() // miss does not wait
+	lost := func() error { t.Error("images are given up"); return nil }
+	long := time.Now().Add(-2 * heldTime)
+	for _, s := range []struct {
+		starts int
+		silent time.Time
+		held   int
+	}{{heldStarts, long, 1}, {heldStarts + 1, time.Now().Add(-heldTime / 2), 1}, {heldStarts + 1, long, 0}} {
+		d.starts = s.starts
+		d.miss(now, &vigil{silent: s.silent}, errors.New("it ended"), lost)
+		if n := d.held(); n != s.held {
+			t.Errorf("after %d starts and since %v %d are held, want %d", s.starts, s.silent, n, s.held)
+		}
+	}
 }

@@ -32,7 +32,7 @@ func main() {
 		fail(fdstore.Become(os.Args))
 	}
 	signal.Ignore(syscall.SIGPIPE) // a log that nobody reads is no reason to end
-	in, err := fdstore.Inherit() // before anything else is opened
+	in, err := fdstore.Inherit()   // before anything else is opened
 	if err != nil {
 		fail(err)
 	}

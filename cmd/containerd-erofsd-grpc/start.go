@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -86,7 +87,7 @@ func (d *daemon) held() int {
 // adopt makes the main process of a worker known, unless one is that is alive or has left
 // something.
 func (d *daemon) adopt(ctx context.Context, worker *process) {
-	if m := d.started(); m != nil && (!m.hasEnded() || d.held() > 0) {
+	if m := d.started(); d.c.Mode == modeConnect || m != nil && (!m.hasEnded() || d.held() > 0) {
 		return
 	}
 	p, err := mainOf(worker)
@@ -127,7 +128,7 @@ func (d *daemon) start(ctx context.Context) error {
 	if d.store == nil {
 		err = cmd.Start()
 	} else if err = d.store.Sync(ctx); err == nil {
-		err = d.store.Start(cmd, d.watchdog)
+		err = d.store.Start(cmd, cmp.Or(d.watchdog, signTime))
 	}
 	if err != nil {
 		return err
@@ -136,6 +137,7 @@ func (d *daemon) start(ctx context.Context) error {
 	m := &mainProcess{ended: make(chan struct{})}
 	d.mu.Lock()
 	d.main = m
+	d.starts++
 	d.mu.Unlock()
 	go func() { // as long as it lives, also when we end before
 		defer close(m.ended)
@@ -165,7 +167,7 @@ func (d *daemon) command() (*exec.Cmd, error) {
 // program is the path of erofsd: as configured, or beside this program, or in PATH.
 func (d *daemon) program() (string, error) {
 	if d.c.Executable != "" {
-		return d.c.Executable, nil
+		return exec.LookPath(d.c.Executable)
 	}
 	if self, err := os.Executable(); err == nil {
 		beside := filepath.Join(filepath.Dir(self), "erofsd")
@@ -181,6 +183,13 @@ func (d *daemon) started() *mainProcess {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.main
+}
+
+// startsInVain is how often one was started since one answered.
+func (d *daemon) startsInVain() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.starts
 }
 
 // hasEnded reports whether there is no main process that is known to run.

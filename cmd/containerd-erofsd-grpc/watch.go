@@ -6,20 +6,21 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"syscall"
 	"time"
 
+	"github.com/erofsd/erofsd/internal/api"
 	"github.com/erofsd/erofsd/internal/failpoint"
 )
 
 // A vigil is what watch remembers.
 type vigil struct {
-	grace    time.Duration // for a keeper; none before one was seen
-	pause    time.Duration // before the next attempt
-	silent   time.Time     // when one answered last
-	failures int           // starts since then that came to nothing
-	told     bool          // that none is started any more
+	grace  time.Duration // for a keeper; none before one was seen
+	pause  time.Duration // before the next attempt
+	silent time.Time     // when one answered last
+	told   bool          // that none is started any more
 }
 
 // watch sees to it that there is a daemon until ctx ends. It calls started each time that
@@ -48,7 +49,7 @@ func (d *daemon) accompany(ctx context.Context, v *vigil, p *process, started fu
 	born := time.Now()
 	failpoint.Hit("grpc.daemon.answers")
 	d.mu.Lock()
-	d.seen, d.over = true, nil
+	d.seen, d.over, d.starts = true, nil, 0
 	close(d.up)
 	d.mu.Unlock()
 	started()
@@ -65,7 +66,7 @@ func (d *daemon) accompany(ctx context.Context, v *vigil, p *process, started fu
 	d.event("DIED")
 	d.log.Warn("erofsd's process has ended", "pid", p.pid, "err", err)
 	failpoint.Hit("grpc.daemon.ended")
-	v.silent, v.grace, v.failures, v.told = time.Now(), graceTime, 0, false
+	v.silent, v.grace, v.told = time.Now(), graceTime, false
 	if v.silent.Sub(born) > longLife {
 		v.pause = restartPause
 	}
@@ -144,11 +145,10 @@ func (d *daemon) miss(ctx context.Context, v *vigil, why error, lost func() erro
 	d.log.Error("there is no daemon; lazy images cannot be started", "err", why, "again_in", v.pause)
 	pause := v.pause
 	v.pause = min(2*v.pause, restartMax)
-	v.failures++
 	switch silence := time.Since(v.silent); {
 	case d.c.Mode == modeConnect || silence <= lostTime:
 	case d.held() > 0:
-		if silence > heldTime && v.failures > heldStarts && d.hasEnded() {
+		if silence > heldTime && d.startsInVain() > heldStarts && d.hasEnded() {
 			d.log.Error("erofsd cannot be started with what the last one held, which is let go of: reads of what is not in the cache fail until images are mounted anew")
 			d.store.Forget()
 		}
@@ -217,6 +217,9 @@ func (d *daemon) identify(ctx context.Context) (*process, error) {
 		defer m.onEnd(cancel)()
 	}
 	v, err := d.Version(ctx)
+	if refusal := (*api.Error)(nil); errors.As(err, &refusal) && refusal.Status == http.StatusNotFound {
+		return nil, fmt.Errorf("what answers at %s is not erofsd; nydusd, say, cannot serve this snapshotter. Stop it, or set daemon.socket: %w", d.c.Socket, err)
+	}
 	if err != nil {
 		return nil, err
 	}
