@@ -106,7 +106,7 @@ func (d *Daemon) Remove(ctx context.Context, r api.RemoveRequest) error {
 			continue
 		}
 		found = true
-		if k.open {
+		if k.open && !d.letGo(ctx, k.key) {
 			return api.Conflict(fmt.Errorf("remove image %s: it is in use; unmount it first (see erofsctl status)", r.Image))
 		}
 		err := untilSettled(ctx, func() error { return d.removeKept(ctx, k) })
@@ -143,6 +143,22 @@ func untilSettled(ctx context.Context, do func() error) error {
 			return err
 		}
 	}
+}
+
+// letGo waits a little for the kernel to let go of an image that has just been unmounted.
+// It returns false at once for one that is mounted or bound.
+func (d *Daemon) letGo(ctx context.Context, k imageKey) bool {
+	return untilSettled(ctx, func() error {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		switch img := d.images[k]; {
+		case !d.usedLocked(k):
+			return nil
+		case img == nil || img.refs > 0 || d.bindings[k] != nil || d.placed == k:
+			return errors.New("it is in use here")
+		}
+		return cachefiles.ErrInUse
+	}) == nil
 }
 
 // removeKept removes k, which is not open. An image that is mounted meanwhile keeps its

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -100,6 +101,26 @@ func TestRemove(t *testing.T) {
 	}
 	m = d.mount(t, zstd)
 	compareBig(t, m)
+}
+
+// TestRemoveSettles: who removes an image that was unmounted this moment waits for the kernel
+// to let go of it.
+func TestRemoveSettles(t *testing.T) {
+	needFanotify(t)
+	d := startDaemon(t, daemonOptions{})
+	r := localRequest(t, "zstd")
+	m := d.mount(t, r)
+	f, err := os.Open(m) // as a file that is being closed
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Unmount(m, syscall.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(100*time.Millisecond, func() { f.Close() })
+	if err := d.Remove(t.Context(), api.RemoveRequest{Image: r.Bootstrap}); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestCacheLimit: above the high mark the least recently used image goes, if it is
