@@ -32,6 +32,7 @@ type daemon struct {
 	over   error         // there is none and none is going to be started
 	seen   bool          // one has answered
 	starts int           // since then
+	fresh  bool          // the one that was started last was given nothing, and has not answered
 	main   *mainProcess  // the last one's first process, nil if it is not known
 }
 

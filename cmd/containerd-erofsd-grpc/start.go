@@ -125,9 +125,11 @@ func (d *daemon) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	fresh := true
 	if d.store == nil {
 		err = cmd.Start()
 	} else if err = d.store.Sync(ctx); err == nil {
+		fresh = d.held() == 0
 		err = d.store.Start(cmd, cmp.Or(d.watchdog, signTime))
 	}
 	if err != nil {
@@ -138,6 +140,7 @@ func (d *daemon) start(ctx context.Context) error {
 	d.mu.Lock()
 	d.main = m
 	d.starts++
+	d.fresh = fresh
 	d.mu.Unlock()
 	go func() { // as long as it lives, also when we end before
 		defer close(m.ended)
@@ -183,6 +186,20 @@ func (d *daemon) started() *mainProcess {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.main
+}
+
+// forgetFresh lets go of what a daemon has stored that was given nothing, and has ended
+// before it answered: there is nothing to go on with.
+func (d *daemon) forgetFresh(ctx context.Context) {
+	d.mu.Lock()
+	fresh := d.fresh
+	d.mu.Unlock()
+	if d.store == nil || !fresh || !d.hasEnded() {
+		return
+	}
+	if err := d.store.Sync(ctx); err == nil {
+		d.store.Forget()
+	}
 }
 
 // startsInVain is how often one was started since one answered.

@@ -49,7 +49,7 @@ func (d *daemon) accompany(ctx context.Context, v *vigil, p *process, started fu
 	born := time.Now()
 	failpoint.Hit("grpc.daemon.answers")
 	d.mu.Lock()
-	d.seen, d.over, d.starts = true, nil, 0
+	d.seen, d.over, d.starts, d.fresh = true, nil, 0, false
 	close(d.up)
 	d.mu.Unlock()
 	started()
@@ -145,6 +145,7 @@ func (d *daemon) miss(ctx context.Context, v *vigil, why error, lost func() erro
 	d.log.Error("there is no daemon; lazy images cannot be started", "err", why, "again_in", v.pause)
 	pause := v.pause
 	v.pause = min(2*v.pause, restartMax)
+	d.forgetFresh(ctx)
 	switch silence := time.Since(v.silent); {
 	case d.c.Mode == modeConnect || silence <= lostTime:
 	case d.held() > 0:
