@@ -311,7 +311,7 @@ func (n *node) point(t *testing.T, name string) string {
 // compare compares what is mounted at dir with what the images have.
 func (n *node) compare(t *testing.T, dir string, writable bool) {
 	t.Helper()
-	same(t, filepath.Join(n.w.dir, "rest", "data"), filepath.Join(dir, "data"))
+	same(t, filepath.Join(n.w.dir, "src", "files", "data"), filepath.Join(dir, "data"))
 	if err := os.WriteFile(filepath.Join(dir, "data", "new"), nil, 0o600); (err == nil) != writable {
 		t.Errorf("write there: %v", err)
 	}

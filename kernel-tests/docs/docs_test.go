@@ -120,7 +120,8 @@ func options(help string) map[string]bool {
 var foreign = []string{
 	"--image-credential-provider-bin-dir", "--image-credential-provider-config", "--image-service-endpoint", // the kubelet's
 	"--backend-source", "--mountpoint", // nydusd's that erofsd does not have
-	"--name", // any
+	"--local", // of ctr images pull
+	"--name",  // any
 }
 
 // TestCommands: every command of ours in the pages exists, with its options.
