@@ -31,6 +31,7 @@ type daemon struct {
 	why    error         // it does not; nil: it was not asked yet
 	over   error         // there is none and none is going to be started
 	seen   bool          // one has answered
+	since  time.Time     // when the one that was started here last began to answer; zero: it has not
 	starts int           // since then
 	fresh  bool          // the one that was started last was given nothing, and has not answered
 	main   *mainProcess  // the last one's first process, nil if it is not known

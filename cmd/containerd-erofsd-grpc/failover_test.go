@@ -79,6 +79,7 @@ func TestFailover(t *testing.T) {
 	r.start(t)
 	worker, keeper := r.daemon(t)
 	eventually(t, r, "what is held is stored", func() bool { return r.stored(t) })
+	eventually(t, r, "the snapshotter has seen it", func() bool { return strings.Contains(r.log.String(), "erofsd answers") })
 
 	killAll(t, syscall.SIGKILL, keeper, worker)
 	worker, keeper = r.other(t, worker)

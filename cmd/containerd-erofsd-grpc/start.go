@@ -19,9 +19,9 @@ const storeName = "erofsd-notify"
 // A mainProcess is erofsd's first process: its keeper, or the worker where there is none. It
 // is one that was started here, by an earlier snapshotter, or by somebody else.
 type mainProcess struct {
-	process *process
-	ended   chan struct{}
-	err     error // how; set before ended is closed
+	asked bool // for signs of life, by this snapshotter
+	ended chan struct{}
+	err   error // how; set before ended is closed
 }
 
 func (m *mainProcess) hasEnded() bool {
@@ -103,7 +103,7 @@ func (d *daemon) adopt(ctx context.Context, worker *process) {
 
 // setMain makes the main process known; it is one that was not started here.
 func (d *daemon) setMain(ctx context.Context, p *process) {
-	m := &mainProcess{process: p, ended: make(chan struct{})}
+	m := &mainProcess{ended: make(chan struct{})}
 	d.mu.Lock()
 	d.main = m
 	d.mu.Unlock()
@@ -136,11 +136,11 @@ func (d *daemon) start(ctx context.Context) error {
 		return err
 	}
 	d.log.Info("started erofsd", "pid", cmd.Process.Pid, "held", d.held())
-	m := &mainProcess{ended: make(chan struct{})}
+	m := &mainProcess{asked: d.store != nil, ended: make(chan struct{})}
 	d.mu.Lock()
 	d.main = m
 	d.starts++
-	d.fresh = fresh
+	d.fresh, d.since = fresh, time.Time{}
 	d.mu.Unlock()
 	go func() { // as long as it lives, also when we end before
 		defer close(m.ended)
@@ -249,8 +249,15 @@ func (d *daemon) listen(ctx context.Context) {
 	}
 }
 
-// isSilent reports whether a main process that runs should have given a sign of life.
+// isSilent reports whether a main process that runs should have given a sign of life. The
+// first one is due as long after it began to answer as any.
 func (d *daemon) isSilent() bool {
+	d.mu.Lock()
+	m, since := d.main, d.since
+	d.mu.Unlock()
 	beat := d.store.Beat()
+	if beat.IsZero() && m != nil && m.asked {
+		beat = since
+	}
 	return !beat.IsZero() && time.Since(beat) > d.watchdog && !d.hasEnded()
 }

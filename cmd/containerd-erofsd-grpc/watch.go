@@ -49,7 +49,7 @@ func (d *daemon) accompany(ctx context.Context, v *vigil, p *process, started fu
 	born := time.Now()
 	failpoint.Hit("grpc.daemon.answers")
 	d.mu.Lock()
-	d.seen, d.over, d.starts, d.fresh = true, nil, 0, false
+	d.seen, d.over, d.starts, d.fresh, d.since = true, nil, 0, false, born
 	close(d.up)
 	d.mu.Unlock()
 	started()
