@@ -5,6 +5,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -87,24 +88,29 @@ func TestHangNever(t *testing.T) {
 	w.end(0)
 }
 
+// trace traces pid until done: the thread that has begun it ends with this goroutine.
+func trace(pid int, seized chan<- error, done <-chan struct{}) {
+	runtime.LockOSThread()
+	if unix.Gettid() == os.Getpid() { // the first thread stays
+		defer runtime.UnlockOSThread()
+		go trace(pid, seized, done)
+		<-done
+		return
+	}
+	seized <- unix.PtraceSeize(pid)
+	<-done
+}
+
 // TestHangDebugged: who looks into a worker with a debugger may take his time.
 func TestHangDebugged(t *testing.T) {
 	r := newRig(t, watched(), nil)
 	w := r.worker()
 	w.must(order{Do: "live", N: 1})
 	seized, done := make(chan error), make(chan struct{})
-	go func() {
-		runtime.LockOSThread() // who traces is the thread, which ends with this goroutine
-		seized <- unix.PtraceSeize(w.pid)
-		<-done
-	}()
-	err := <-seized
-	defer func() {
-		if done != nil {
-			close(done)
-		}
-	}()
-	if err != nil {
+	go trace(w.pid, seized, done)
+	letGo := sync.OnceFunc(func() { close(done) })
+	defer letGo()
+	if err := <-seized; err != nil {
 		t.Skipf("cannot trace: %v", err)
 	}
 	w.serve()
@@ -112,8 +118,7 @@ func TestHangDebugged(t *testing.T) {
 	if strings.Contains(r.logged(), "worker hangs") {
 		t.Error("it was not spared")
 	}
-	close(done)
-	done = nil
+	letGo()
 	r.says("worker hangs") // from now on it is a worker like any other
 	next := r.worker()
 	next.serve()
