@@ -286,8 +286,14 @@ func (w *loginWorld) nowhere(t *testing.T) {
 // TestLogins reads an image whose registry wants a login, while the password changes, and
 // the program and the daemon are killed. No login is written anywhere.
 func TestLogins(t *testing.T) {
+	for _, policy := range []string{recoverFailover, recoverRestart} {
+		t.Run(policy, func(t *testing.T) { logins(t, policy) })
+	}
+}
+
+func logins(t *testing.T, policy string) {
 	w := newLoginWorld(t)
-	w.rig.configure(t, `recover_policy = "restart"`) // a daemon that died has no login, below
+	w.rig.configure(t, fmt.Sprintf("recover_policy = %q", policy))
 	w.registry.set("hunter2-first")
 	w.login(t, "hunter2-first")
 	w.start(t)
@@ -319,7 +325,8 @@ func TestLogins(t *testing.T) {
 	w.read(t, dir, "sizes/text-1048577")
 	end()
 
-	// A daemon that died has no login, and gets one when the image is recovered.
+	// A daemon that died has no login: the next one goes on with what the last one was told
+	// last, or is told when the image is recovered.
 	worker, keeper := w.daemon(t)
 	for _, pid := range []int{keeper, worker} {
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {

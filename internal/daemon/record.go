@@ -172,9 +172,16 @@ func (d *Daemon) recorded(k imageKey) (*source, error) {
 	return src, nil
 }
 
-// recordedConfig returns the configuration of k: as a predecessor handed it over, or as
-// the record r has it, without credentials. Nil: there is none.
+// recordedConfig returns the configuration of k: as it is bound, which may have been with
+// another login after it was opened; as a predecessor handed it over; or as the record r has
+// it, without credentials. Nil: there is none.
 func (d *Daemon) recordedConfig(k imageKey, r record) (*config.Image, error) {
+	if b := d.bound(k); b != nil {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		c := b.config
+		return &c, nil
+	}
 	if c, ok := d.remembered[k]; ok {
 		return &c, nil
 	}
