@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/opencontainers/image-spec/identity"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/erofsd/erofsd/internal/failpoint"
 )
@@ -89,6 +90,10 @@ func (p place) victims(n int) []string {
 // each of them is killed at each place.
 func TestKillMatrix(t *testing.T) {
 	w := newWorld(t)
+	// Its layers lie on another one, so that all of the image that comes and goes does so.
+	program, files := w.app(t)
+	w.other = w.addr + "/apart:lazy"
+	w.convert(t, imageOf(t, ocispec.ImageConfig{}, layerWith(t, "other", "another image"), program, files).layout(t), w.other)
 	w.bin = filepath.Join(w.dir, "killed")
 	w.build(t, w.bin+"/", "./cmd/erofsd")
 	w.build(t, w.bin+"/", "-tags=failpoint", "./cmd/containerd-erofsd-grpc")
