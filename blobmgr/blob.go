@@ -128,9 +128,7 @@ func (b *Blob) openFiles(ctx context.Context, writeMeta bool, units []int) error
 	}
 	b.openSibling()
 	var err error
-	if writeMeta && b.m.opt.Attached {
-		err = b.disownAttached(ctx)
-	} else if writeMeta {
+	if writeMeta {
 		err = b.disown(units, b.fresh)
 	}
 	if err == nil && writeMeta {
