@@ -9,6 +9,8 @@ import (
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
+
+	"github.com/erofsd/erofsd/internal/api"
 )
 
 // TestWorkerDies: who wants a container hears nothing of a worker that ends below any request
@@ -32,6 +34,7 @@ func TestWorkerDies(t *testing.T) {
 // TestAgain: only a request whose worker has ended is repeated, and not for who has left.
 func TestAgain(t *testing.T) {
 	other := fmt.Errorf("refused: %w", errdefs.ErrFailedPrecondition)
+	busy := classified(api.Conflict(io.ErrClosedPipe))
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
 	for _, c := range []struct {
@@ -44,6 +47,8 @@ func TestAgain(t *testing.T) {
 		{t.Context(), []error{other, nil}, other, 1},
 		{t.Context(), []error{io.EOF, io.ErrUnexpectedEOF, nil}, nil, 3},
 		{t.Context(), []error{io.EOF, other}, other, 2},
+		{t.Context(), []error{classified(api.Unavailable(io.ErrClosedPipe)), nil}, nil, 2},
+		{t.Context(), []error{busy, nil}, busy, 1},
 		{gone, []error{io.EOF, nil}, io.EOF, 1},
 	} {
 		calls := 0
