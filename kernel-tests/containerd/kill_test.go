@@ -217,9 +217,12 @@ func (k *killed) round(ctx context.Context, t *testing.T, victim string) {
 	k.only(ctx, t)
 }
 
-// isStale reports whether containerd found out with this call that the snapshotter which arm
-// has ended is gone.
-func isStale(err error) bool { return strings.Contains(err.Error(), "connection closed: unavailable") }
+// isStale reports whether containerd has no connection to the snapshotter: it found out with
+// this call that the one which arm has ended is gone, or the next one was stopped before it
+// could answer. What the snapshotter says itself is about an image.
+func isStale(err error) bool {
+	return strings.Contains(err.Error(), ": unavailable") && !strings.Contains(err.Error(), "mount image")
+}
 
 // isAlone reports whether a worker without a keeper refuses a new image: the snapshotter that
 // arm has started is too young to have what another daemon would go on with.
