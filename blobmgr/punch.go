@@ -9,8 +9,9 @@ import (
 
 // Punch is the second step: it gives back at least want bytes of what has been in doubt
 // since before a tick, in regions that were not read since, if there is so much, and returns
-// how many it gave back. While it runs the kernel must ask before it reads the cache file, as it has since Doubt, and no
-// reader may be on its way that was allowed to read before that tick.
+// how many it gave back. While it runs the kernel must ask before it reads the cache file, as
+// it has since Doubt, and no reader may be on its way that was allowed to read before that
+// tick.
 //
 // An error leaves everything usable: what was to be punched is fetched again.
 func (b *Blob) Punch(ctx context.Context, before uint32, want int64) (n int64, err error) {

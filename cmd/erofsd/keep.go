@@ -22,8 +22,8 @@ func (c *command) kept() bool {
 	return c.config.Daemon.Keeper
 }
 
-// keep is the keeper of the daemon that c is about: it starts this program again with the same arguments, as its worker,
-// and returns the worker's exit code.
+// keep is the keeper of the daemon that c is about: it starts this program again with the
+// same arguments, as its worker, and returns the worker's exit code.
 func (c *command) keep(args []string) (int, error) {
 	return keeper.Run(context.Background(), keeper.Options{
 		Command: func(exe string) *exec.Cmd {
