@@ -24,7 +24,8 @@ type AttachedFile interface {
 // cache in the order in which they were made. Another file that was attached before is
 // detached; the same one is left as it is.
 //
-// The digests behind earlier data are in the chunk table that is kept; see Fresh.
+// The digests behind earlier data are in the chunk table that is kept; see
+// [Options.Disown].
 func (b *Blob) Attach(ctx context.Context, f AttachedFile) error {
 	if err := b.attaching.take(ctx); err != nil {
 		return fmt.Errorf("attach cache file of blob %s: %w", b.name, err)
@@ -84,10 +85,17 @@ func (b *Blob) Detach(f AttachedFile) {
 	}
 }
 
-// Fresh reports whether nothing was known of b when it was opened: what the kernel's
-// cache may have under its name then was verified against digests that are lost, and
-// must be removed before b is attached.
-func (b *Blob) Fresh() bool { return b.fresh }
+// disownAttached has the kernel's file removed before the first chunk table of b is kept.
+func (b *Blob) disownAttached(ctx context.Context) error {
+	if !b.fresh || b.m.opt.Disown == nil {
+		return nil
+	}
+	domain, id := unscoped(b.name)
+	if err := b.m.opt.Disown(ctx, domain, id, b.size); err != nil {
+		return fmt.Errorf("remove what the kernel's cache has under a lost chunk table: %w", err)
+	}
+	return nil
+}
 
 // errPartial marks that the kernel's file may lack, in the midst of data, what an image needs.
 var errPartial = fmt.Errorf("%w, with other chunks of the same batches", errOther)

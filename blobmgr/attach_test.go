@@ -57,8 +57,8 @@ func TestAttach(t *testing.T) {
 	s := &store{stored: x.stored}
 	m := attachedManager(t, "")
 	b := open(t, m, x.source(s))
-	if !b.Fresh() || b.File() != nil || b.ID() != x.entry.ID {
-		t.Fatalf("fresh %v, file %v, id %s", b.Fresh(), b.File(), b.ID())
+	if !b.fresh || b.File() != nil || b.ID() != x.entry.ID {
+		t.Fatalf("fresh %v, file %v, id %s", b.fresh, b.File(), b.ID())
 	}
 	if err := b.Fill(t.Context(), 0, 1); !errors.Is(err, os.ErrClosed) {
 		t.Fatalf("fill without a file: %v", err)
@@ -100,7 +100,7 @@ func TestAttach(t *testing.T) {
 	s.requests()
 	m = attachedManager(t, m.opt.Dir)
 	b = open(t, m, x.source(s))
-	if b.Fresh() {
+	if b.fresh {
 		t.Error("a blob with a kept table is fresh")
 	}
 	if err := b.Attach(t.Context(), o); err != nil {

@@ -128,7 +128,9 @@ func (b *Blob) openFiles(ctx context.Context, writeMeta bool, units []int) error
 	}
 	b.openSibling()
 	var err error
-	if writeMeta {
+	if writeMeta && b.m.opt.Attached {
+		err = b.disownAttached(ctx)
+	} else if writeMeta {
 		err = b.disown(units, b.fresh)
 	}
 	if err == nil && writeMeta {

@@ -58,8 +58,23 @@ func (m *Manager) Usage(domain, id string) int64 {
 	return m.dir.usage(Source{Domain: domain}.scoped(id))
 }
 
-// Known reports whether the chunk table and digests of the blob called id are kept in a
-// domain, so that what a cache file has of it can be trusted.
-func (m *Manager) Known(domain, id string) bool {
+// Kept reports whether something is kept in a domain that says what the blob called id is,
+// also when that is damaged.
+func (m *Manager) Kept(domain, id string) bool {
 	return m.dir.exists(Source{Domain: domain}.scoped(id) + metaSuffix)
+}
+
+// Known reports whether the chunk table and digests of the blob called id are kept in a
+// domain, whole and undoubted, so that what a cache file has of it can be trusted. It reads
+// them.
+func (m *Manager) Known(domain, id string) bool {
+	file := Source{Domain: domain}.scoped(id)
+	m.mu.Lock()
+	doubted := m.doubted[file]
+	m.mu.Unlock()
+	if doubted {
+		return false
+	}
+	_, _, err := parseMeta(m.dir.read(file+metaSuffix, maxMetaFile))
+	return err == nil
 }

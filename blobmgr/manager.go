@@ -46,6 +46,12 @@ type Options struct {
 	// Dir had before. Nil: there are none.
 	Sibling func(domain, id string) string
 
+	// Disown removes for good what the kernel's cache has of the blob called id, size bytes
+	// long, in a domain: with Attached it is asked before a chunk table is kept where none
+	// was, because nobody can say which digests that was checked against, and the kept table
+	// would vouch for it. It may wait; its error is that of Open. Nil: the kernel has nothing.
+	Disown func(ctx context.Context, domain, id string, size int64) error
+
 	// RoomWait is how long a read waits at most for room in a full cache; 0: 20 s. Whoever
 	// asks with a deadline needs time after it to fetch.
 	RoomWait time.Duration

@@ -162,7 +162,7 @@ func TestSiblingOfAttached(t *testing.T) {
 	s.requests()
 	m = attachedManager(t, m.opt.Dir)
 	b = open(t, m, x.source(s))
-	if b.Fresh() {
+	if b.fresh {
 		t.Error("the chunk table is not known any more")
 	}
 	o := newObjectFile(t)

@@ -48,9 +48,13 @@ type Object interface {
 	// wait for it.
 	Ready(off, n int64) bool
 	// Fill makes the range present; a nil error lets the reader see it. It
-	// returns soon after ctx is done. A panic counts as an error.
+	// returns soon after ctx is done. A panic counts as an error. An ErrNotOpen says that
+	// nobody but this process has the file open: an event is not of it.
 	Fill(ctx context.Context, off, n int64) error
 }
+
+// ErrNotOpen is an [Object]'s error about a file that nobody can be reading.
+var ErrNotOpen = errors.New("nobody has the file open")
 
 // An Op is the way in which an event was answered.
 type Op string

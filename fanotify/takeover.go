@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -217,7 +218,8 @@ func (s *server) answerLeft(l leftover, name string, start time.Time, why error)
 }
 
 // everyFile is the object of an event that was taken from the queue, but of which
-// nobody had looked at the file. Its range is there when every file has it.
+// nobody had looked at the file. Its range is there when every file has it that somebody
+// may read.
 type everyFile struct{ g *Group }
 
 func (everyFile) Ready(int64, int64) bool { return false }
@@ -225,16 +227,22 @@ func (everyFile) Ready(int64, int64) bool { return false }
 func (a everyFile) Fill(ctx context.Context, off, n int64) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(filesAtOnce)
-	found := false
+	var found atomic.Bool
 	for _, w := range a.g.all() {
 		if off >= w.size {
 			continue
 		}
-		found = true
-		group.Go(func() error { return w.fill(ctx, off, min(n, w.size-off), a.g.o.Logger) })
+		group.Go(func() error {
+			err := w.fill(ctx, off, min(n, w.size-off), a.g.o.Logger)
+			if errors.Is(err, ErrNotOpen) {
+				return nil
+			}
+			found.Store(true)
+			return err
+		})
 	}
 	err := group.Wait()
-	if err == nil && !found {
+	if err == nil && !found.Load() {
 		return errNoFile
 	}
 	return err

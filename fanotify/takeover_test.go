@@ -406,15 +406,18 @@ func TestTakeoverOfAnUnknownFile(t *testing.T) {
 		off, n  int64
 		sizes   []int64
 		failing int // index of a file, or -1
+		why     error
 		want    fanotifytest.Answer
 		calls   [][]call
 	}{
-		{"in both", 4096, 8192, []int64{1 << 20, 1 << 20}, -1, fanotifytest.Allow, [][]call{{{4096, 8192}}, {{4096, 8192}}}},
-		{"past the end of one", 4096, 8192, []int64{1 << 20, 4096}, -1, fanotifytest.Allow, [][]call{{{4096, 8192}}, nil}},
-		{"at the end of one", 4096, 8192, []int64{1 << 20, 4097}, -1, fanotifytest.Allow, [][]call{{{4096, 8192}}, {{4096, 1}}}},
-		{"failing in one", 4096, 8192, []int64{1 << 20, 1 << 20}, 1, fanotifytest.DenyEIO, nil},
-		{"past all ends", 4096, 8192, []int64{4096, 4096}, -1, fanotifytest.DenyEIO, [][]call{nil, nil}},
-		{"no files", 4096, 8192, nil, -1, fanotifytest.DenyEIO, nil},
+		{"in both", 4096, 8192, []int64{1 << 20, 1 << 20}, -1, nil, fanotifytest.Allow, [][]call{{{4096, 8192}}, {{4096, 8192}}}},
+		{"past the end of one", 4096, 8192, []int64{1 << 20, 4096}, -1, nil, fanotifytest.Allow, [][]call{{{4096, 8192}}, nil}},
+		{"at the end of one", 4096, 8192, []int64{1 << 20, 4097}, -1, nil, fanotifytest.Allow, [][]call{{{4096, 8192}}, {{4096, 1}}}},
+		{"failing in one", 4096, 8192, []int64{1 << 20, 1 << 20}, 1, errors.New("backend down"), fanotifytest.DenyEIO, nil},
+		{"one is not open", 4096, 8192, []int64{1 << 20, 1 << 20}, 1, ErrNotOpen, fanotifytest.Allow, [][]call{{{4096, 8192}}, nil}},
+		{"none is open", 4096, 8192, []int64{1 << 20}, 0, ErrNotOpen, fanotifytest.DenyEIO, nil},
+		{"past all ends", 4096, 8192, []int64{4096, 4096}, -1, nil, fanotifytest.DenyEIO, [][]call{nil, nil}},
+		{"no files", 4096, 8192, nil, -1, nil, fanotifytest.DenyEIO, nil},
 	} {
 		h := newKeeper(t)
 		r := h.leave(newFile(t), deadAfterRead, c.off, c.n)
@@ -429,7 +432,7 @@ func TestTakeoverOfAnUnknownFile(t *testing.T) {
 			}
 			o := &object{fill: func(_ context.Context, off, n int64) error {
 				if i == c.failing {
-					return errors.New("backend down")
+					return c.why
 				}
 				mu.Lock()
 				defer mu.Unlock()

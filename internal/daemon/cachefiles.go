@@ -144,11 +144,7 @@ func (t *cachefilesTransport) add(ctx context.Context, img *image) error {
 	}
 	objects := map[cachefiles.Key]served{img.key.object(img.key.id): newBootFile(img.boot, st.Size())}
 	for _, v := range img.devices {
-		k := img.key.object(v.blob.ID())
-		objects[k] = v
-		if err := t.clean(ctx, k, v); err != nil {
-			return err
-		}
+		objects[img.key.object(v.blob.ID())] = v
 	}
 	for k := range objects {
 		if err := k.Validate(); err != nil {
@@ -218,41 +214,6 @@ func (t *cachefilesTransport) unbind(b *binding) bool {
 	return true
 }
 
-// clean removes what the kernel's cache has of a blob of which nothing else is
-// known: nobody can say which digests it was checked against.
-func (t *cachefilesTransport) clean(ctx context.Context, k cachefiles.Key, v *device) error {
-	if !v.blob.Fresh() {
-		return nil
-	}
-	err := untilSettled(ctx, func() error {
-		if t.behind(k) != nil { // another image was faster
-			return nil
-		}
-		err := t.device.Cull(k)
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, cachefiles.ErrInUse) && t.empty(k, v.Size()) {
-			return nil
-		}
-		return err
-	})
-	if err != nil && t.behind(k) == nil {
-		return fmt.Errorf("blob %s: remove what an unknown daemon left of it in %s: %w", v.id, t.device.Dir(), err)
-	}
-	return nil
-}
-
-// empty reports whether the kernel has the object of k open, and nothing is in it.
-func (t *cachefilesTransport) empty(k cachefiles.Key, size int64) bool {
-	t.mu.Lock()
-	f := t.files[k]
-	t.mu.Unlock()
-	if f == nil {
-		return false
-	}
-	empty := true
-	err := f.Data(size, func(int64, int64) { empty = false })
-	return err == nil && empty
-}
-
 // remove forgets img's keys; a blob's only with its last image, and its bootstrap's
 // unless the image was opened anew meanwhile.
 func (t *cachefilesTransport) remove(img *image) {
@@ -270,6 +231,8 @@ func (t *cachefilesTransport) remove(img *image) {
 		}
 	}
 }
+
+func (t *cachefilesTransport) found(context.Context, *image) error { return nil }
 
 func (t *cachefilesTransport) mount(ctx context.Context, img *image, s MountSpec) error {
 	s.Bootstrap, s.FSID, s.Domain = img.boot, img.key.id, img.key.kernelDomain()

@@ -64,10 +64,10 @@ func (c *confinement) judge(r sandbox.Report) error {
 	return nil
 }
 
-// mounter is who mounts for this process.
-func (c *confinement) mounter() Mounter {
+// mounter is who mounts the images in a directory for this process.
+func (c *confinement) mounter(images string) Mounter {
 	if c == nil {
-		return helperMounter{run: runHelper}
+		return helperMounter{run: runHere(images)}
 	}
 	return helperMounter{run: c.mounts.run}
 }

@@ -157,7 +157,7 @@ func (d *Daemon) prune(all []kept) error {
 	var errs []error
 	for i, k := range all {
 		if k.open || exists(d.file(k.key, bootSuffix)) || slices.ContainsFunc(k.Blobs, func(id string) bool {
-			return d.blobs.Known(k.key.domain, id) || d.kernel.usage(k.key, id) > 0
+			return d.blobs.Kept(k.key.domain, id) || d.kernel.usage(k.key, id) > 0
 		}) {
 			continue
 		}

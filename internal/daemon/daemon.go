@@ -186,7 +186,7 @@ func newDaemon(o Options) (*Daemon, error) {
 	}
 	d.handover.Store(o.Handover)
 	if d.mounter == nil {
-		d.mounter = o.confinement.mounter()
+		d.mounter = o.confinement.mounter(filepath.Join(o.Root, "images"))
 	}
 	if d.imageDir, err = os.OpenRoot(filepath.Join(o.Root, "images")); err != nil {
 		return nil, errors.Join(err, lock.Close())
@@ -210,7 +210,7 @@ func (d *Daemon) start() (err error) {
 	}
 	d.blobs, err = blobmgr.New(blobmgr.Options{
 		Dir: filepath.Join(d.o.Root, "cache"), Logger: d.log, Registerer: d.metrics, NoCompletion: d.o.NoCompletion,
-		Attached: d.kernel.name() == Cachefiles, Inherited: d.inherited, Sibling: d.sibling, RoomWait: min(20*time.Second, d.o.FillTimeout/3),
+		Attached: d.kernel.name() == Cachefiles, Inherited: d.inherited, Sibling: d.sibling, Disown: d.disownBlob, RoomWait: min(20*time.Second, d.o.FillTimeout/3),
 	})
 	if err != nil {
 		return errors.Join(fmt.Errorf("open cache: %w", err), d.kernel.close(true))

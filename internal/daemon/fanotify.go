@@ -36,6 +36,9 @@ func startFanotify(d *Daemon) (transport, error) {
 	if t.group != nil {
 		return t, nil
 	}
+	if err := d.passGate(d.ctx); err != nil {
+		return nil, err
+	}
 	if err := t.openGroup(); err != nil {
 		return nil, fmt.Errorf("open fanotify group: %w", err)
 	}
@@ -171,6 +174,15 @@ func (t *fanotifyTransport) usage(k imageKey, id string) int64 {
 	return n
 }
 
+// found marks img's files, as long as they are incomplete.
+func (t *fanotifyTransport) found(ctx context.Context, img *image) error {
+	if err := t.pin(ctx, img.devices); err != nil {
+		return fmt.Errorf("mark the files of image %s: %w", img.key, err)
+	}
+	t.unpin(img.devices)
+	return nil
+}
+
 func (t *fanotifyTransport) mount(ctx context.Context, img *image, s MountSpec) error {
 	s.Bootstrap = img.boot
 	for _, v := range img.devices {
@@ -301,10 +313,9 @@ func (t *fanotifyTransport) adoptOne(ctx context.Context, own ownMount) bool {
 		t.d.log.Warn("open the image of an earlier daemon", "image", own.key.id, "err", err)
 		return false
 	}
-	if err := t.pin(ctx, img.devices); err != nil {
-		t.d.log.Warn("mark the files of an earlier daemon", "image", own.key.id, "err", err)
+	if err := t.found(ctx, img); err != nil {
+		t.d.log.Warn("an image of an earlier daemon", "image", own.key.id, "err", err)
 	}
-	defer t.unpin(img.devices)
 	m := &mount{point: own.Point, source: src.label, img: img}
 	if !t.d.describe(m).Complete {
 		t.d.release(img)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -134,11 +135,12 @@ func enterDir(dir string) error {
 func fdPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 
 // runHelper starts the helper with files as its descriptors 3 and on, waits for
-// it, and returns the error it reports; errors.Is finds its errno.
-func runHelper(ctx context.Context, files []*os.File, args ...string) error {
+// it, and returns the error it reports; errors.Is finds its errno. The helper has gate, of
+// enterGate, until it has ended. With ctx it is killed, and waited for.
+func runHelper(ctx context.Context, gate *os.File, files []*os.File, args ...string) error {
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
 	cmd.Args = append([]string{helperName}, args...)
-	cmd.ExtraFiles = files
+	cmd.ExtraFiles = append(slices.Clone(files), gate)
 	cmd.Env = []string{"GOMAXPROCS=1", "GOGC=off"} // it lives for milliseconds
 	out, err := cmd.Output()
 	var res helperResult

@@ -11,11 +11,10 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
-	"github.com/erofsd/erofsd/blobmgr"
 	"github.com/erofsd/erofsd/fanotify"
 	"github.com/erofsd/erofsd/internal/api"
-	"github.com/erofsd/erofsd/internal/config"
 	"github.com/erofsd/erofsd/internal/keeper"
 )
 
@@ -48,7 +47,14 @@ type Holder struct {
 	worker      *os.File                // lock
 	socket      string                  // of the API
 	turn        turn                    // serialises what the keeper is told
+	alone       chan struct{}           // closed when no keeper came in the place of one that died
 }
+
+// successorTime is how long after its keeper's death a worker expects to be ended by the next
+// one. After it, it serves new images as well: a service manager that was started anew itself
+// may have nothing that another keeper could go on with, and waits for this worker's end. A
+// keeper that comes later still opens them again, by their records.
+const successorTime = 5 * time.Second
 
 // Connect returns the Holder of a worker; nil when this process was not started by a
 // keeper. It comes before anything else is opened: the kernel knows the events that a
@@ -59,7 +65,7 @@ func Connect() (*Holder, error) {
 		return nil, err
 	}
 	c.StateVersion = StateVersion
-	h := &Holder{client: c, log: slog.New(slog.DiscardHandler), left: map[string]keeper.Entry{}, turn: make(turn, 1)}
+	h := &Holder{client: c, log: slog.New(slog.DiscardHandler), left: map[string]keeper.Entry{}, turn: make(turn, 1), alone: make(chan struct{})}
 	if journal := c.Journal(); journal != nil {
 		if h.reservation, err = fanotify.Reserve(journal); err != nil {
 			return nil, fmt.Errorf("take over from the keeper: %w", err)
@@ -119,8 +125,8 @@ func (h *Holder) takeAll(prefix string) map[string]keeper.Entry {
 }
 
 // put has the keeper hold data and f, if not nil, which stays the caller's. Without a
-// keeper there is nothing to do, nor after its death, unless a service manager starts it
-// anew: its next worker would not know of what this one does now.
+// keeper there is nothing to do, nor after its death, unless a service manager is about to
+// start it anew: its next worker would not know of what this one does now.
 func (h *Holder) put(ctx context.Context, name string, data []byte, f *os.File) error {
 	if h == nil {
 		return nil
@@ -172,6 +178,11 @@ func (h *Holder) belowSystemd() bool {
 // successor reports whether the keeper is dead and another one comes.
 func (h *Holder) successor() bool {
 	select {
+	case <-h.alone:
+		return false
+	default:
+	}
+	select {
 	case <-h.client.Gone():
 		return h.client.Returns()
 	default:
@@ -192,18 +203,26 @@ func (h *Holder) done(what string, err error) error {
 	}
 }
 
-// watch says so when the keeper dies before ctx is done.
+// watch says so when the keeper dies before ctx is done, and what that means.
 func (h *Holder) watch(ctx context.Context) {
 	select {
 	case <-h.client.Gone():
-		if h.client.Returns() {
-			h.log.Error("the keeper died; images are served on until the service manager has started it again")
+	case <-ctx.Done():
+		return
+	}
+	if h.client.Returns() {
+		h.log.Error("the keeper died; images are served on until the service manager has started it again")
+		late := time.NewTimer(successorTime)
+		defer late.Stop()
+		select {
+		case <-late.C:
+		case <-ctx.Done():
 			return
 		}
-		h.log.Error("the keeper died; images are served on, but if the daemon dies too, what is not in the cache reads as EIO. " +
-			"Restart the service when it suits you")
-	case <-ctx.Done():
 	}
+	close(h.alone)
+	h.log.Error("no keeper is there any more; images are served, but if the daemon dies too, what is not in the cache reads as EIO. " +
+		"Restart the service when it suits you")
 }
 
 // lockWorker makes this process the only worker of root: a predecessor whose keeper died
@@ -266,64 +285,6 @@ func (h *Holder) journal(ctx context.Context, o *fanotify.Options) error {
 	return nil
 }
 
-// holdImage has the keeper hold what the next worker needs to open img again: a record
-// has no credentials.
-func (d *Daemon) holdImage(ctx context.Context, img *image) error {
-	d.mu.Lock()
-	src := img.src
-	d.mu.Unlock()
-	saved, err := saveImage(img.key, src, src.config, false)
-	if err != nil {
-		return err
-	}
-	return d.o.Holder.putJSON(ctx, heldImage+img.key.String(), saved)
-}
-
-// holdBinding is holdImage of a bound image.
-func (d *Daemon) holdBinding(ctx context.Context, b *binding) error {
-	d.mu.Lock()
-	src, c := b.src, b.config
-	d.mu.Unlock()
-	saved, err := saveImage(b.key, src, &c, true)
-	if err != nil {
-		return err
-	}
-	return d.o.Holder.putJSON(ctx, heldBinding+b.key.String(), saved)
-}
-
-// remember reads what a predecessor left of the images that it had open.
-func (d *Daemon) remember() {
-	for name, e := range d.o.Holder.takeAll(heldImage) {
-		k := parseImageKey(name)
-		d.before = append(d.before, k)
-		entry, err := configured(e)
-		if err != nil {
-			d.log.Error("what the last worker knew of an image is lost; it is opened by its record, without credentials", "image", k.id, "err", err)
-		}
-		if entry != nil {
-			d.remembered[k] = entry.Image
-		}
-	}
-}
-
-// configured returns the configuration in an image's entry, nil if there is none.
-func configured(e keeper.Entry) (*config.BlobEntry, error) {
-	var saved savedImage
-	if err := json.Unmarshal(e.Data, &saved); err != nil || len(saved.Entry) == 0 {
-		return nil, err
-	}
-	entry, _, err := config.ParseBlobEntry(saved.Entry)
-	return &entry, err
-}
-
-// cacheName is b's name in the cache.
-func cacheName(b *blobmgr.Blob) string { return filepath.Base(b.Path()) }
-
-// putBlob has the keeper hold b's file.
-func (h *Holder) putBlob(ctx context.Context, b *blobmgr.Blob) error {
-	return h.put(ctx, heldBlob+cacheName(b), nil, b.File())
-}
-
 // ready tells the keeper that the daemon serves, and watches the keeper until ctx is done.
 // Signs of life go on until over is: try comes before each, and the keeper kills a daemon
 // in which it hangs.
@@ -361,24 +322,4 @@ func (h *Holder) end() error {
 		}
 	}
 	return errors.Join(append(errs, h.done("know of the end", h.client.End(context.Background())))...)
-}
-
-// bindHeld binds what a predecessor had bound.
-func (c *Control) bindHeld(ctx context.Context) {
-	h := c.o.Holder
-	if e := h.take(heldValues); e.Data != nil {
-		if err := json.Unmarshal(e.Data, &c.values); err != nil {
-			c.log.Error("what the API configured before is lost; configure it again", "err", err)
-		}
-	}
-	for name, held := range h.takeAll(heldBinding) {
-		var saved savedImage
-		err := json.Unmarshal(held.Data, &saved)
-		if err == nil {
-			err = c.bindSaved(ctx, c.daemon, saved)
-		}
-		if err != nil {
-			c.log.Error("an image that was bound before cannot be bound again; what it lacks reads as EIO", "image", name, "err", err)
-		}
-	}
 }

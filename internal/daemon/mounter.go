@@ -42,8 +42,21 @@ type Mounter interface {
 
 // helperMounter is the daemon's own Mounter; helper.go is its other half.
 type helperMounter struct {
-	// run runs a helper process: runHelper, or a mounter's run.
+	// run runs a helper process: runHere, or a mounter's run. It returns when the helper has
+	// ended, also if ctx has.
 	run func(ctx context.Context, files []*os.File, args ...string) error
+}
+
+// runHere runs helpers without a mounter, for the images in a directory.
+func runHere(images string) func(ctx context.Context, files []*os.File, args ...string) error {
+	return func(ctx context.Context, files []*os.File, args ...string) error {
+		gate, err := enterGate(images)
+		if err != nil {
+			return err
+		}
+		defer gate.Close()
+		return runHelper(ctx, gate, files, args...)
+	}
 }
 
 func (helperMounter) Mounted() ([]Mounted, error) {

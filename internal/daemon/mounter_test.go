@@ -151,8 +151,12 @@ func TestMounterHostile(t *testing.T) {
 		"fewer files":   append([]byte{21, 0, 0, 0}, `{"args":[],"files":3}`...),
 	} {
 		ours, theirs, err := socketPair(unix.SOCK_STREAM)
+		var gate *os.File
 		if err == nil {
-			err = errors.Join(sendFiles(r.control, []*os.File{theirs}), theirs.Close())
+			gate, err = enterGate(r.images)
+		}
+		if err == nil {
+			err = errors.Join(sendFiles(r.control, []*os.File{theirs, gate}), theirs.Close(), gate.Close())
 		}
 		if err == nil {
 			_, err = ours.Write(bytes)

@@ -40,6 +40,7 @@ type mountCall struct {
 
 // A mounterProcess is the worker's end of a mounter.
 type mounterProcess struct {
+	images  string
 	control *net.UnixConn
 	turns   chan struct{} // one for each call under way
 	gone    chan struct{} // closed when it has ended
@@ -64,7 +65,7 @@ func startMounter(images string, below ...string) (*mounterProcess, error) {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", mounterName, err), ours.Close())
 	}
 	m := &mounterProcess{
-		control: ours, cmd: cmd, turns: make(chan struct{}, maxHelpers), gone: make(chan struct{}),
+		images: images, control: ours, cmd: cmd, turns: make(chan struct{}, maxHelpers), gone: make(chan struct{}),
 	}
 	go func() {
 		defer close(m.gone)
@@ -80,7 +81,7 @@ func (m *mounterProcess) close() error {
 	return err
 }
 
-// run has the mounter run a helper, as runHelper does.
+// run has the mounter run a helper, as runHelper does. The gate goes with the call.
 func (m *mounterProcess) run(ctx context.Context, files []*os.File, args ...string) error {
 	select {
 	case m.turns <- struct{}{}:
@@ -90,7 +91,7 @@ func (m *mounterProcess) run(ctx context.Context, files []*os.File, args ...stri
 	defer func() { <-m.turns }()
 	res, err := m.call(ctx, files, args)
 	switch {
-	case err != nil && ctx.Err() != nil:
+	case (err != nil || res.Error != "") && ctx.Err() != nil:
 		return context.Cause(ctx)
 	case err != nil:
 		select {
@@ -107,18 +108,27 @@ func (m *mounterProcess) run(ctx context.Context, files []*os.File, args ...stri
 
 var errMounterGone = errors.New("that process died: restart the daemon (erofsctl upgrade does it with all images mounted)")
 
+// call returns when the helper has ended, or the mounter has.
 func (m *mounterProcess) call(ctx context.Context, files []*os.File, args []string) (res helperResult, err error) {
+	gate, err := enterGate(m.images)
+	if err != nil {
+		return res, err
+	}
+	defer gate.Close()
 	conn, theirs, err := socketPair(unix.SOCK_STREAM)
 	if err != nil {
 		return res, err
 	}
 	defer conn.Close()
-	err = sendFiles(m.control, []*os.File{theirs})
+	err = sendFiles(m.control, []*os.File{theirs, gate})
 	theirs.Close() // it went, or nothing did
 	if err != nil {
 		return res, err
 	}
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) }) // what waits ends
+	stop := context.AfterFunc(ctx, func() {
+		_ = conn.SetWriteDeadline(time.Unix(1, 0)) // what waits ends
+		_ = conn.CloseWrite()                      // the mounter kills the helper, and answers
+	})
 	defer stop()
 	text, err := json.Marshal(mountCall{Args: args, Files: len(files)})
 	if err != nil {

@@ -48,7 +48,7 @@ func runMounter(args []string) int {
 	turns := make(chan struct{}, maxHelpers)
 	for {
 		turns <- struct{}{}
-		conn, err := receiveConn(control)
+		conn, gate, err := receiveConn(control)
 		if err != nil {
 			if !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
 				log.Error(mounterName+" ends", "err", err)
@@ -57,35 +57,37 @@ func runMounter(args []string) int {
 		}
 		go func() {
 			defer func() { <-turns }()
-			s.serve(conn)
+			defer gate.Close()
+			s.serve(conn, gate)
 		}()
 	}
 }
 
-// receiveConn returns the connection of the next call.
-func receiveConn(control *net.UnixConn) (*net.UnixConn, error) {
+// receiveConn returns the connection of the next call, and what holds the gate for it.
+func receiveConn(control *net.UnixConn) (*net.UnixConn, *os.File, error) {
 	files, err := receiveFiles(control)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	defer closeFiles(files)
-	if len(files) != 1 {
-		return nil, fmt.Errorf("%d descriptors came, want one", len(files))
+	if len(files) != 2 {
+		closeFiles(files)
+		return nil, nil, fmt.Errorf("%d descriptors came, want a connection and the gate", len(files))
 	}
+	defer files[0].Close()
 	c, err := net.FileConn(files[0])
 	if err != nil {
-		return nil, err
+		return nil, nil, errors.Join(err, files[1].Close())
 	}
 	u, ok := c.(*net.UnixConn)
 	if !ok {
-		return nil, errors.Join(errors.New("it is no unix socket"), c.Close())
+		return nil, nil, errors.Join(errors.New("it is no unix socket"), c.Close(), files[1].Close())
 	}
-	return u, nil
+	return u, files[1], nil
 }
 
 // serve answers the one call that comes by conn. When conn ends before the answer, the
 // helper is killed.
-func (s mountServer) serve(conn *net.UnixConn) {
+func (s mountServer) serve(conn *net.UnixConn, gate *os.File) {
 	defer conn.Close()
 	call, files, err := receiveCall(conn)
 	if err == nil {
@@ -98,7 +100,7 @@ func (s mountServer) serve(conn *net.UnixConn) {
 			defer cancel()
 			_, _ = conn.Read(make([]byte, 1)) // nothing more comes, but the end
 		}()
-		err = runHelper(ctx, files, call.Args...)
+		err = runHelper(ctx, gate, files, call.Args...)
 	}
 	closeFiles(files) // before the answer: who gets it may ask whether they are in use
 	var res helperResult

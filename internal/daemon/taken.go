@@ -126,11 +126,10 @@ func (f *takenFiles) adopt(ctx context.Context, a *adoption) error {
 	if err != nil {
 		return err
 	}
-	if err := f.t.pin(ctx, img.devices); err != nil {
+	if err := f.t.found(ctx, img); err != nil {
 		d.release(img)
-		return fmt.Errorf("mark the files of image %s: %w", a.key, err)
+		return err
 	}
-	f.t.unpin(img.devices)
 	for _, point := range a.points {
 		d.mu.Lock()
 		img.refs++
@@ -173,17 +172,22 @@ func (x *takenFile) Ready(int64, int64) bool { return false }
 func (x *takenFile) Fill(ctx context.Context, off, n int64) error {
 	d := x.f.t.d
 	var errs []error
+	idle := false
 	for _, a := range x.f.names[x.name] {
 		if err := x.f.adopt(ctx, a); err != nil {
 			errs = append(errs, err)
 			continue
 		}
+		idle = true // if it is closed again: it was opened, and the kernel had no use for it
 		if v := d.deviceCalled(x.name); v != nil {
 			if v.Ready(off, n) {
 				return nil
 			}
 			return v.Fill(ctx, off, n)
 		}
+	}
+	if idle && len(errs) == 0 {
+		return fmt.Errorf("cache file %s: %w", x.name, fanotify.ErrNotOpen)
 	}
 	return errors.Join(append(errs, fmt.Errorf("no image that is known has the cache file %s", x.name))...)
 }

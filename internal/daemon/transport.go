@@ -35,6 +35,8 @@ type transport interface {
 	// opposite, unless the kernel still needs b: then it returns false (mu).
 	bind(b *binding)
 	unbind(b *binding) bool
+	// found is told of img that is mounted, though this worker did not mount it.
+	found(ctx context.Context, img *image) error
 	// mount mounts img, with its blobs ready to be asked for.
 	mount(ctx context.Context, img *image, s MountSpec) error
 	// busy says whether the kernel needs the daemon for img (mu).

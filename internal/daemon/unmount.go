@@ -120,8 +120,10 @@ func (d *Daemon) reap() {
 	}
 }
 
-// adoptStrays takes over images that were mounted after this worker had looked: by a
-// helper process that its predecessor left in the middle of its work.
+// adoptStrays takes over images that were mounted after this worker had looked: with
+// cachefiles by a helper that its predecessor left in the middle of its work, with fanotify
+// (where that has ended before, see gate.go) those that could not be opened at first, and what
+// somebody else has mounted in a second place.
 func (d *Daemon) adoptStrays(own []ownMount) {
 	ctx, cancel := context.WithTimeout(d.ctx, adoptTime)
 	defer cancel()
@@ -130,23 +132,44 @@ func (d *Daemon) adoptStrays(own []ownMount) {
 			continue
 		}
 		img, src, err := d.reacquire(ctx, o.key)
+		if err == nil {
+			if err = d.kernel.found(ctx, img); err != nil {
+				d.release(img)
+			}
+		}
 		if err != nil {
-			d.log.Warn("cannot go on with an image that an earlier worker was mounting", "image", o.key.id, "mountpoint", o.Point, "err", err)
+			d.log.Warn("cannot go on with an image that this worker did not mount", "image", o.key.id, "mountpoint", o.Point, "err", err)
 			continue
 		}
-		m := &mount{point: o.Point, source: src.label, img: img}
-		d.mu.Lock()
-		taken := d.mounts[o.Point] != nil
-		if !taken {
-			d.mounts[o.Point] = m
-		}
-		d.mu.Unlock()
-		if taken {
+		if !d.keepStray(&mount{point: o.Point, source: src.label, img: img, busy: true}) {
 			d.release(img)
 			continue
 		}
-		d.log.Info("goes on with an image that an earlier worker was mounting", "image", o.key.id, "mountpoint", o.Point)
+		d.log.Info("goes on with an image that this worker did not mount", "image", o.key.id, "mountpoint", o.Point)
 	}
+}
+
+// keepStray adds m, which is busy, to the table. It returns false when it is there already,
+// or was unmounted since the table of mounts was read.
+func (d *Daemon) keepStray(m *mount) bool {
+	d.mu.Lock()
+	taken := d.mounts[m.point] != nil
+	if !taken {
+		d.mounts[m.point] = m
+	}
+	d.mu.Unlock()
+	if taken {
+		return false
+	}
+	kind, err := mountedAt(m.point)
+	there := kind == "erofs" || err != nil
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	m.busy = false
+	if !there {
+		delete(d.mounts, m.point)
+	}
+	return there
 }
 
 // shutdown unmounts everything. What is complete may stay: it needs no daemon.

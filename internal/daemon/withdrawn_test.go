@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -30,29 +31,60 @@ func TestMountWithdrawn(t *testing.T) {
 	}
 }
 
-// What a dead daemon left of a blob of which nothing is known cannot be removed before the
-// kernel has closed it.
-func TestMountWaitsForClose(t *testing.T) {
-	d := startFake(t, true)
-	r, k := d.fixture(t, "zstd")
-	entries := fixtureBlobs(t, r.Bootstrap)
-	blob := k.object(entries[0])
-	o := d.open(t, blob)
-	await(t, "the object", func() bool { return d.newest(blob) != nil })
+// leaveUnknown writes a byte to the object of k that no image has, and returns it open
+// again: what a dead daemon left of a blob of which nothing is known.
+func (d *inProcess) leaveUnknown(t *testing.T, k cachefiles.Key) interface{ Close() } {
+	t.Helper()
+	o := d.open(t, k)
+	await(t, "the object", func() bool { return d.newest(k) != nil })
 	p, free, err := cachefiles.AlignedBuffer(4096)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer free()
 	p[0] = 1
-	if _, err := d.newest(blob).WriteAt(p, 0); err != nil {
+	if _, err := d.newest(k).WriteAt(p, 0); err != nil {
 		t.Fatal(err)
 	}
 	o.Close() // it has a name from now on
-	o = d.open(t, blob)
-	await(t, "the object again", func() bool { return d.newest(blob) != nil })
+	o = d.open(t, k)
+	await(t, "the object again", func() bool { return d.newest(k) != nil })
+	return o
+}
+
+// What a dead daemon left of a blob of which nothing is known cannot be removed before the
+// kernel has closed it.
+func TestMountWaitsForClose(t *testing.T) {
+	d := startFake(t, true)
+	r, k := d.fixture(t, "zstd")
+	blob := k.object(fixtureBlobs(t, r.Bootstrap)[0])
+	o := d.leaveUnknown(t, blob)
 	closing := time.AfterFunc(100*time.Millisecond, o.Close)
 	defer closing.Stop()
+	if _, err := d.mountImage(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	if d.k.Has(blob) {
+		t.Error("what nobody knows is still there")
+	}
+}
+
+// As long as that cannot be removed nothing is kept that would have the next mount, or the
+// next daemon, trust it.
+func TestUnknownIsNeverTrusted(t *testing.T) {
+	d := startFake(t, true)
+	r, k := d.fixture(t, "zstd")
+	id := fixtureBlobs(t, r.Bootstrap)[0]
+	blob := k.object(id)
+	o := d.leaveUnknown(t, blob)
+	_, err := d.mountImage(t.Context(), r)
+	if !errors.Is(err, cachefiles.ErrInUse) {
+		t.Errorf("mount: %v", err)
+	}
+	if d.blobs.Kept(k.domain, id) {
+		t.Error("a chunk table is kept that vouches for what nobody knows")
+	}
+	o.Close()
 	if _, err := d.mountImage(t.Context(), r); err != nil {
 		t.Fatal(err)
 	}

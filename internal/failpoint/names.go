@@ -21,6 +21,8 @@ var Names = []string{
 	"cachefiles.fill",
 	"cachefiles.filled",
 	"cachefiles.read",
+	"daemon.cachefiles.disown",
+	"daemon.cachefiles.disowned",
 	"daemon.cachefiles.takeover.adopt",
 	"daemon.cachefiles.takeover.adopted",
 	"daemon.cachefiles.takeover.restored",

@@ -199,7 +199,7 @@ func (k *killed) round(ctx context.Context, t *testing.T, victim string) {
 	switch {
 	case errors.Is(err, errWrong):
 		t.Error(err)
-	case err != nil && (victim == killWorker || victim == killKeeper && !isAlone(err)) && !isStale(err):
+	case err != nil && (victim == killWorker || victim == killKeeper) && !isStale(err):
 		t.Errorf("what went on: %v", err)
 	case err != nil:
 		t.Logf("what went on: %v", err)
@@ -222,12 +222,6 @@ func (k *killed) round(ctx context.Context, t *testing.T, victim string) {
 // could answer. What the snapshotter says itself is about an image.
 func isStale(err error) bool {
 	return strings.Contains(err.Error(), ": unavailable") && !strings.Contains(err.Error(), "mount image")
-}
-
-// isAlone reports whether a worker without a keeper refuses a new image: the snapshotter that
-// arm has started is too young to have what another daemon would go on with.
-func isAlone(err error) bool {
-	return strings.Contains(err.Error(), "its successor starts another daemon")
 }
 
 // witness starts a container of the other image, which reads when all is over. Where no daemon

@@ -3,6 +3,8 @@ package torture
 import (
 	"errors"
 	"math/rand/v2"
+	"net/http"
+	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -84,5 +86,54 @@ func TestKeeperKilled(t *testing.T) {
 	if err := syscall.Kill(worker, syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
+	m.nothingLeft()
+}
+
+// TestNoSuccessor: where a service manager keeps what a keeper holds, and starts no other one
+// when that dies, the worker serves new images too, and says in the meantime that there is
+// somebody to wait for.
+func TestNoSuccessor(t *testing.T) {
+	way := transport(t)
+	seed := newSeed(t)
+	one, two := newImage(t, seed, 120, "zstd"), newImage(t, seed+1, 20, "zstd")
+	manager := newServiceManager(t)
+	m, _ := manager.start(scratch(t), daemon.Options{Transport: way, FillTimeout: patience, NoCompletion: true})
+	s := &score{}
+	point := m.mount(one, "one")
+	wait := s.readers(one, point, readersAtOnce, seed)
+	worker := m.worker()
+	if err := m.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	<-m.ended
+	wait(t, m)
+	fresh := filepath.Join(m.dir, "two")
+	if err := os.Mkdir(fresh, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	refused := 0
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		_, err := m.Mount(t.Context(), api.MountRequest{Mountpoint: fresh, Bootstrap: two.boot, BlobDir: two.blobs})
+		if err == nil {
+			break
+		}
+		if e := (*api.Error)(nil); !errors.As(err, &e) || e.Status != http.StatusServiceUnavailable || time.Now().After(deadline) {
+			t.Fatalf("mount: %v\n%s", err, m.log.String())
+		}
+		refused++
+	}
+	if refused == 0 {
+		t.Error("an image was taken on while another keeper might have come, which would not have known of it")
+	}
+	s.readers(two, fresh, 2, seed)(t, m)
+	for _, p := range []string{point, fresh} {
+		if err := m.Unmount(t.Context(), api.UnmountRequest{Mountpoint: p}); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := syscall.Kill(worker, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	manager.drop()
 	m.nothingLeft()
 }

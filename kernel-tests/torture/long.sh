@@ -17,7 +17,7 @@ run() {
 run -run 'TestFanotify|TestGuests' ./kernel-tests/power
 for kernel in ${KERNELS:-6.1 6.12}; do
   vm="go run github.com/erofsd/erofsd/kernel-tests/vm -timeout 24h -kernel $kernel -env ROUNDS=$ROUNDS${SEED:+ -env SEED=$SEED}"
-  run -tags failpoint -exec "$vm" -run 'TestKillMatrix|TestKilledTogether|TestKeeperKilled|TestSignals|TestUpgrade' ./kernel-tests/torture
+  run -tags failpoint -exec "$vm" -run 'TestKillMatrix|TestKilledTogether|TestKeeperKilled|TestNoSuccessor|TestSignals|TestUpgrade|TestLostTable' ./kernel-tests/torture
 done
 run -tags failpoint ./kernel-tests/torture
 ROUNDS=$((ROUNDS / 25 + 1)) run -run TestKillMatrix ./kernel-tests/containerd # each round is minutes

@@ -42,11 +42,19 @@ func newServiceManager(t *testing.T) *serviceManager {
 	t.Cleanup(func() {
 		conn.Close()
 		<-s.done
-		for _, f := range s.files {
-			f.Close()
-		}
+		s.drop()
 	})
 	return s
+}
+
+// drop lets go of everything, as when the service is stopped.
+func (s *serviceManager) drop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, f := range s.files {
+		f.Close()
+	}
+	s.files, s.names = nil, nil
 }
 
 func (s *serviceManager) serve() {
