@@ -27,7 +27,8 @@ type RetryPolicy struct {
 	// one gets no further attempt. 0: 10 s.
 	MaxWait time.Duration
 	// BreakAfter is how many reads of a blob in a row may fail after all their
-	// attempts before reads of that blob fail at once. 0: 3.
+	// attempts, or those that their deadlines leave time for, before reads of that
+	// blob fail at once. 0: 3.
 	BreakAfter int
 	// BreakFor is how long they do so, until one attempt per read is made
 	// again. The first that succeeds ends it. 0: 2 s.
