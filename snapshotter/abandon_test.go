@@ -39,7 +39,7 @@ func TestAbandon(t *testing.T) {
 			})
 			mounted := func() (n int) {
 				for _, dir := range dirs {
-					if isEROFS(filepath.Join(dir, "mnt")) {
+					if isImage(filepath.Join(dir, "mnt")) {
 						n++
 					}
 				}

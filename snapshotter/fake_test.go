@@ -198,7 +198,7 @@ func (d *fakeDaemon) Remove(ctx context.Context, r api.RemoveRequest) error {
 	key := keyOf(r.DomainID, r.Image)
 	_, bound := d.bound[key]
 	for point, k := range d.mounts {
-		if k == key && !isEROFS(point) {
+		if k == key && !isImage(point) {
 			delete(d.mounts, point) // somebody else has unmounted it
 			continue
 		}

@@ -100,13 +100,28 @@ func (m *images) forget() {
 	clear(m.mounted)
 }
 
-// erofsMagic is statfs(2)'s type of EROFS.
-const erofsMagic = 0xe0f5e1e2
+// What statfs(2) calls EROFS, and FUSE, by which a nydusd may serve.
+const (
+	erofsMagic = 0xe0f5e1e2
+	fuseMagic  = 0x65735546
+)
 
-// isEROFS reports whether dir is in an EROFS. It reads nothing of it.
-func isEROFS(dir string) bool {
+// isImage reports whether dir is in a file system of an image, dead or alive. It reads nothing
+// of it.
+func isImage(dir string) bool {
 	var st syscall.Statfs_t
-	return syscall.Statfs(dir, &st) == nil && uint32(st.Type) == erofsMagic
+	err := syscall.Statfs(dir, &st)
+	return err == nil && (uint32(st.Type) == erofsMagic || st.Type == fuseMagic) || errors.Is(err, syscall.ENOTCONN)
+}
+
+// mountedAt reports whether something is mounted at point, and be it a FUSE that nobody
+// answers for.
+func mountedAt(point string) (bool, error) {
+	mounted, err := mountinfo.Mounted(point)
+	if errors.Is(err, syscall.ENOTCONN) {
+		return true, nil
+	}
+	return mounted, err
 }
 
 // point is where the image of a lazy layer is mounted.
@@ -116,7 +131,7 @@ func (s *Snapshotter) point(id string) string { return s.path(snapshotsDir, id, 
 // image at the same time one has it done and the others wait for that.
 func (s *Snapshotter) mountImage(ctx context.Context, l lazyLayer) (string, error) {
 	point := s.point(l.id)
-	if s.images.isMounted(l.id) && isEROFS(point) {
+	if s.images.isMounted(l.id) && isImage(point) {
 		return point, nil
 	}
 	err := s.mountInTime(ctx, l)
@@ -156,7 +171,7 @@ func (s *Snapshotter) mountFirst(ctx context.Context, l lazyLayer) error {
 		return err
 	}
 	defer give()
-	if s.images.isMounted(l.id) && isEROFS(s.point(l.id)) {
+	if s.images.isMounted(l.id) && isImage(s.point(l.id)) {
 		return nil
 	}
 	if err := s.bindAndMount(ctx, l, r); err != nil {
@@ -281,7 +296,7 @@ func (s *Snapshotter) served(ctx context.Context, r record, point string) (bool,
 	}
 	for _, m := range st.Images {
 		if m.Mountpoint == point && !m.Detached {
-			return m.ID == r.Image && isEROFS(point), nil
+			return m.ID == r.Image && isImage(point), nil
 		}
 	}
 	return false, nil
@@ -290,13 +305,13 @@ func (s *Snapshotter) served(ctx context.Context, r record, point string) (bool,
 // detachStale removes what is mounted at point though the daemon does not serve it: reads of
 // it would fail, or worse. Who uses it keeps it.
 func detachStale(point string) error {
-	mounted, err := mountinfo.Mounted(point)
+	mounted, err := mountedAt(point)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	for err == nil && mounted {
 		if err = syscall.Unmount(point, syscall.MNT_DETACH|unmountNoFollow); err == nil {
-			mounted, err = mountinfo.Mounted(point)
+			mounted, err = mountedAt(point)
 		}
 	}
 	if err != nil {

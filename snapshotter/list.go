@@ -45,7 +45,7 @@ func (s *Snapshotter) Images(ctx context.Context) (images []Image, err error) {
 		if err != nil {
 			continue // it was never mounted, or who wants it is told
 		}
-		i.ID, i.DomainID, i.Mounted = r.Image, r.Domain, isEROFS(i.Mountpoint)
+		i.ID, i.DomainID, i.Mounted = r.Image, r.Domain, isImage(i.Mountpoint)
 		if r.Reference != "" {
 			i.Reference = r.Reference
 		}

@@ -35,7 +35,7 @@ func (s *Snapshotter) Abandon() error {
 	errs := []error{err}
 	for _, dir := range dirs {
 		point := filepath.Join(dir, "mnt")
-		if !isEROFS(point) {
+		if !isImage(point) {
 			continue
 		}
 		r, _ := readRecord(dir) // only for the log
@@ -136,7 +136,7 @@ func (s *Snapshotter) mountedLayers() (layers []lazyLayer, err error) {
 	var mounted []lazyLayer
 	for _, l := range layers {
 		_, err := readRecord(s.path(snapshotsDir, l.id))
-		if !errors.Is(err, fs.ErrNotExist) && isEROFS(s.point(l.id)) {
+		if !errors.Is(err, fs.ErrNotExist) && isImage(s.point(l.id)) {
 			mounted = append(mounted, l)
 		}
 	}

@@ -9,8 +9,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/moby/sys/mountinfo"
-
 	"github.com/erofsd/erofsd/internal/api"
 	"github.com/erofsd/erofsd/internal/failpoint"
 )
@@ -44,7 +42,7 @@ func (s *Snapshotter) detach(ctx context.Context, id string) (place string, err 
 
 // unmount unmounts what is at a place, whether the daemon knows it or not.
 func (s *Snapshotter) unmount(ctx context.Context, point string) error {
-	mounted, err := mountinfo.Mounted(point)
+	mounted, err := mountedAt(point)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !mounted {
 		return nil
 	}

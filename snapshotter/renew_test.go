@@ -209,7 +209,7 @@ func TestUnsure(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.Recover()
-	until(t, "the image is not mounted again", func() bool { return r.daemon.config() == `""` && isEROFS(r.point(r.lazyID(t))) })
+	until(t, "the image is not mounted again", func() bool { return r.daemon.config() == `""` && isImage(r.point(r.lazyID(t))) })
 }
 
 // restart forgets everything, as a daemon that died with its keeper.

@@ -49,7 +49,13 @@ const (
 // newBadWorld starts it; the good image is pulled.
 func newBadWorld(t *testing.T) *badWorld {
 	t.Helper()
-	w := &badWorld{rig: newRig(t), tree: testenv.LoadTree(t, "tree.jsonl")}
+	return newBadWorldOn(t, newRig(t))
+}
+
+// newBadWorldOn is newBadWorld on a rig that was not started.
+func newBadWorldOn(t *testing.T, r *rig) *badWorld {
+	t.Helper()
+	w := &badWorld{rig: r, tree: testenv.LoadTree(t, "tree.jsonl")}
 	w.serve(t)
 	text, err := os.ReadFile(w.config)
 	if err != nil {

@@ -90,8 +90,9 @@ type backendConfig struct {
 
 // The modes of daemonConfig.
 const (
-	modeStart   = "start"
-	modeConnect = "connect"
+	modeStart    = "start"
+	modeEmbedded = "embedded"
+	modeConnect  = "connect"
 )
 
 // What becomes of a daemon that has died, in daemonConfig.
@@ -126,8 +127,11 @@ func defaultDaemon() daemonConfig {
 
 // check returns all that is wrong beside the paths.
 func (c daemonConfig) check() (errs []error) {
-	if modes := []string{modeStart, modeConnect}; !slices.Contains(modes, c.Mode) {
+	if modes := []string{modeStart, modeEmbedded, modeConnect}; !slices.Contains(modes, c.Mode) {
 		errs = append(errs, fmt.Errorf("daemon.mode: %q is none of %s", c.Mode, strings.Join(modes, ", ")))
+	}
+	if c.Mode == modeEmbedded && c.Executable != "" {
+		errs = append(errs, fmt.Errorf("daemon.executable: %q is not used with daemon.mode = %q, where this program is erofsd; remove one of the two", c.Executable, c.Mode))
 	}
 	if policies := []string{recoverNone, recoverRestart, recoverFailover}; !slices.Contains(policies, c.RecoverPolicy) {
 		errs = append(errs, fmt.Errorf("daemon.recover_policy: %q is none of %s", c.RecoverPolicy, strings.Join(policies, ", ")))

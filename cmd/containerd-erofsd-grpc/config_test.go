@@ -15,7 +15,12 @@ import (
 	"github.com/erofsd/erofsd/internal/testenv"
 )
 
-func TestMain(m *testing.M) { testenv.Main(m) }
+func TestMain(m *testing.M) {
+	if isPart(os.Args) {
+		os.Exit(part(os.Args))
+	}
+	testenv.Main(m)
+}
 
 // shipped is the configuration that comes with the program.
 func shipped(t *testing.T) string {
@@ -113,6 +118,8 @@ func TestBadConfig(t *testing.T) {
 		"root = \"relative\"\naddress = \"/" + strings.Repeat("x", 107) + "\"\n[daemon]\nmode = \"perhaps\"\n[images]\nshare = \"some\"\n[backend]\ncredentials = \"mine\"": {
 			"root: ", "address: ", "daemon.mode", "images.share", "backend.credentials",
 		},
+		"[daemon]\nmode = \"embedded\"\nexecutable = \"/opt/erofsd\"":                     {"daemon.executable", "/opt/erofsd"},
+		"[daemon]\nmode = \"embedded\"\nsocket = \"/" + strings.Repeat("x", 100) + "/s\"": {"daemon.socket", storeName},
 	} {
 		name := filepath.Join(t.TempDir(), "c.toml")
 		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {

@@ -11,22 +11,26 @@ import (
 
 	"github.com/erofsd/erofsd/internal/api"
 	"github.com/erofsd/erofsd/internal/fdstore"
+	"github.com/erofsd/erofsd/internal/nydusd"
 	"github.com/erofsd/erofsd/snapshotter"
 )
 
 // A daemon is erofsd at a socket: one that runs, or that is started and started again. It
-// outlives the snapshotter, and is found again by the next one.
+// outlives the snapshotter, and is found again by the next one. One that runs may be a nydusd.
 type daemon struct {
-	*api.Client
-	c     daemonConfig
-	log   *slog.Logger
-	event func(name string) // is told that it is RUNNING, or has DIED
+	erofsd *api.Client
+	nydusd *nydusd.Daemon // nil: erofsd alone is taken
+	c      daemonConfig
+	log    *slog.Logger
+	event  func(name string) // is told that it is RUNNING, or has DIED
 
 	store    *fdstore.Store // of what it holds, so that another one goes on with that; nil: none
 	watchdog time.Duration  // without a sign of life, until it is killed; 0: never
 	watching sync.WaitGroup
 
-	mu     sync.Mutex    // guards what follows
+	mu       sync.Mutex // guards what follows
+	answerer answerer   // who answered last; erofsd before anybody did
+
 	up     chan struct{} // closed while the daemon answers
 	why    error         // it does not; nil: it was not asked yet
 	over   error         // there is none and none is going to be started
@@ -41,7 +45,8 @@ var _ snapshotter.Mounter = (*daemon)(nil)
 
 func newDaemon(c daemonConfig, log *slog.Logger, event func(name string)) *daemon {
 	watchdog, _ := time.ParseDuration(c.Watchdog) // it was checked
-	return &daemon{Client: api.NewClient(c.Socket), c: c, log: log, event: event, watchdog: watchdog, up: make(chan struct{})}
+	erofsd := api.NewClient(c.Socket)
+	return &daemon{erofsd: erofsd, answerer: erofsd, c: c, log: log, event: event, watchdog: watchdog, up: make(chan struct{})}
 }
 
 // Times of the daemon's life.
@@ -66,7 +71,7 @@ func (d *daemon) BindImage(ctx context.Context, r api.BindRequest) error {
 	if err := d.await(ctx); err != nil {
 		return err
 	}
-	return d.Client.BindImage(ctx, r)
+	return d.is().BindImage(ctx, r)
 }
 
 // Status waits as BindImage does.
@@ -74,7 +79,7 @@ func (d *daemon) Status(ctx context.Context) (api.Status, error) {
 	if err := d.await(ctx); err != nil {
 		return api.Status{}, err
 	}
-	return d.Client.Status(ctx)
+	return d.is().Status(ctx)
 }
 
 // await returns when the daemon answers, or says why it does not.
@@ -93,20 +98,24 @@ func (d *daemon) await(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-patient.C:
+		title := d.title()
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		return fmt.Errorf("erofsd does not answer at %s: %w", d.c.Socket, cmp.Or(d.why, errors.New("it is being started")))
+		return fmt.Errorf("%s does not answer at %s: %w", title, d.c.Socket, cmp.Or(d.why, errors.New("it is being started")))
 	}
 }
 
 // close drops connections and the store. What is stored stays with the service manager.
 func (d *daemon) close() {
-	err := d.Close()
+	err := d.erofsd.Close()
+	if d.nydusd != nil {
+		d.nydusd.Close()
+	}
 	if d.store != nil {
 		err = errors.Join(err, d.store.Close())
 	}
 	if err != nil {
-		d.log.Debug("close connections to erofsd", "err", err)
+		d.log.Debug("close connections to the daemon", "err", err)
 	}
 }
 

@@ -142,7 +142,7 @@ func TestRecoverNone(t *testing.T) {
 	killAll(t, syscall.SIGKILL, keeper, worker)
 	eventually(t, r, "it is said that there is none", func() bool { return strings.Contains(r.log.String(), "it is not started again") })
 	d := newDaemon(daemonConfig{Socket: r.dir + "/run/erofsd.sock"}, nil, nil)
-	defer d.Close()
+	defer d.close()
 	if v, err := d.Version(t.Context()); err == nil {
 		t.Errorf("process %d answers", v.PID)
 	}
@@ -154,7 +154,7 @@ func TestRecoverNone(t *testing.T) {
 // TestNotAgain fails whoever wants a daemon that is not started any more, without a wait.
 func TestNotAgain(t *testing.T) {
 	d := newDaemon(daemonConfig{Socket: "/nowhere"}, nil, nil)
-	defer d.Close()
+	defer d.close()
 	d.over = errNotAgain
 	if err := d.BindImage(t.Context(), api.BindRequest{}); !errors.Is(err, errNotAgain) {
 		t.Errorf("an image is bound: %v", err)
@@ -225,7 +225,7 @@ func TestAnother(t *testing.T) {
 		<-served
 	}()
 	d := newDaemon(daemonConfig{Mode: modeConnect, Socket: socket}, nil, nil)
-	defer d.Close()
+	defer d.close()
 	if _, err := d.identify(t.Context()); err == nil || !strings.Contains(err.Error(), "not erofsd") {
 		t.Errorf("error %v", err)
 	}

@@ -1,5 +1,6 @@
 // Command containerd-erofsd-grpc is a snapshotter for containerd, which runs it as a proxy
-// plugin: it serves lazy images, which erofsd mounts, and ordinary ones.
+// plugin: it serves lazy images, which erofsd mounts, and ordinary ones. Called erofsd it is
+// that too.
 package main
 
 import (
@@ -18,9 +19,11 @@ import (
 	containerdlog "github.com/containerd/log"
 	"github.com/spf13/pflag"
 
+	"github.com/erofsd/erofsd/internal/erofsd"
 	"github.com/erofsd/erofsd/internal/failpoint"
 	"github.com/erofsd/erofsd/internal/fdstore"
 	"github.com/erofsd/erofsd/internal/logging"
+	"github.com/erofsd/erofsd/internal/nydusd"
 	"github.com/erofsd/erofsd/snapshotter"
 )
 
@@ -30,6 +33,12 @@ const logTime = 2 * time.Second
 func main() {
 	if fdstore.IsStarter(os.Args) {
 		fail(fdstore.Become(os.Args))
+	}
+	if erofsd.IsCalled(os.Args) {
+		os.Exit(erofsd.Main())
+	}
+	if nydusd.IsHelper(os.Args) {
+		os.Exit(nydusd.Helper(os.Args, os.Stdout))
 	}
 	signal.Ignore(syscall.SIGPIPE) // a log that nobody reads is no reason to end
 	in, err := fdstore.Inherit()   // before anything else is opened
@@ -113,6 +122,11 @@ func serve(ctx context.Context, c config, in *fdstore.Inherited, log *slog.Logge
 	m := newMetrics()
 	d := newDaemon(c.Daemon, log, m.event)
 	defer d.close()
+	if c.Daemon.Mode == modeConnect {
+		if d.nydusd, err = c.newNydusd(); err != nil {
+			return err
+		}
+	}
 	keys, err := c.Credentials.keyholder(log)
 	if err != nil {
 		return err

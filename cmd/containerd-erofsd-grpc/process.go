@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"slices"
 	"strconv"
@@ -17,8 +18,8 @@ import (
 // A process is one that need not be our child. Its descriptor stays its own when the number
 // becomes another's.
 type process struct {
-	pid  int
-	file *os.File // pidfd
+	pid  int      // 0: not known
+	file *os.File // pidfd, or a connection that ends with it
 }
 
 // openProcess opens a process.
@@ -28,6 +29,37 @@ func openProcess(pid int) (*process, error) {
 		return nil, fmt.Errorf("open process %d: %w", pid, err)
 	}
 	return &process{pid: pid, file: os.NewFile(uintptr(fd), fmt.Sprintf("pidfd of %d", pid))}, nil
+}
+
+// openListener opens the process that listens at a unix socket, by a connection: nydusd says
+// nothing there that it was not asked for, and never closes it while it lives.
+func openListener(ctx context.Context, socket string) (*process, error) {
+	var dialer net.Dialer
+	c, err := dialer.DialContext(ctx, "unix", socket)
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", socket, err)
+	}
+	defer c.Close() // the process has a descriptor of its own
+	conn, ok := c.(*net.UnixConn)
+	if !ok {
+		return nil, fmt.Errorf("connect to %s: it is a %T", socket, c)
+	}
+	p := &process{}
+	if p.file, err = conn.File(); err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", socket, err)
+	}
+	err = p.with(func(fd int) error {
+		who, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+		if err == nil {
+			p.pid = int(who.Pid) // 0 when it is in no namespace that is seen from here
+		}
+		return err
+	})
+	if err != nil {
+		p.close()
+		return nil, fmt.Errorf("ask who listens at %s: %w", socket, err)
+	}
+	return p, nil
 }
 
 // processOf is the process of a pidfd, which is its own from now on.

@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/proxy"
 	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
@@ -199,6 +200,39 @@ func (r *rig) end(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
+	r.gone(t)
+}
+
+// gone waits until no process has anything of the rig, and nothing is mounted there.
+func (r *rig) gone(t *testing.T) {
+	t.Helper()
+	eventually(t, r, "all processes have ended", func() bool { return len(r.processes(t)) == 0 })
+	if mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(r.dir)); err != nil || len(mounts) > 0 {
+		t.Errorf("%d mounts are left: %v", len(mounts), err)
+	}
+}
+
+// processes are those that have the rig in their command line, by the name of their program.
+func (r *rig) processes(t *testing.T) map[string][]int {
+	t.Helper()
+	names, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := map[string][]int{}
+	for _, name := range names {
+		line, err := os.ReadFile(name)
+		if err != nil || !strings.Contains(string(line), r.dir+"/") {
+			continue // it has ended, or is somebody else's
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		program, _, _ := strings.Cut(string(line), "\x00")
+		list[filepath.Base(program)] = append(list[filepath.Base(program)], pid)
+	}
+	return list
 }
 
 // snapshots is a client as containerd has it.

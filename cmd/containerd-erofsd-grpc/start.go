@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/erofsd/erofsd/internal/erofsd"
 	"github.com/erofsd/erofsd/internal/fdstore"
 )
 
@@ -160,6 +161,9 @@ func (d *daemon) command() (*exec.Cmd, error) {
 		args = append([]string{"--config", d.c.Config}, args...)
 	}
 	cmd := exec.Command(program, append(args, d.c.Args...)...)
+	if d.c.Mode == modeEmbedded {
+		cmd.Args[0] = erofsd.Name
+	}
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	cmd.Env = withoutManager(os.Environ())
@@ -167,8 +171,12 @@ func (d *daemon) command() (*exec.Cmd, error) {
 	return cmd, nil
 }
 
-// program is the path of erofsd: as configured, or beside this program, or in PATH.
+// program is the path of erofsd: this program, which may be another one on the disk by now, or
+// as configured, or beside this program, or in PATH.
 func (d *daemon) program() (string, error) {
+	if d.c.Mode == modeEmbedded {
+		return "/proc/self/exe", nil
+	}
 	if d.c.Executable != "" {
 		return exec.LookPath(d.c.Executable)
 	}

@@ -211,21 +211,31 @@ func TestMetrics(t *testing.T) {
 // get asks a web at an address.
 func get(t *testing.T, network, address, path string) (int, string) {
 	t.Helper()
+	return request(t, network, address, http.MethodGet, path, "")
+}
+
+// request asks a web at an address with a method and a body.
+func request(t *testing.T, network, address, method, path, body string) (int, string) {
+	t.Helper()
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, network, address)
 	}}
 	defer transport.CloseIdleConnections()
-	resp, err := (&http.Client{Transport: transport}).Get("http://snapshotter" + path)
+	req, err := http.NewRequestWithContext(t.Context(), method, "http://snapshotter"+path, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := transport.RoundTrip(req)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
+	answer, err := io.ReadAll(resp.Body)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return resp.StatusCode, string(body)
+	return resp.StatusCode, string(answer)
 }
 
 // TestWebs opens each where it was asked for, sockets for their owner alone, and nothing of

@@ -24,7 +24,7 @@ type vigil struct {
 }
 
 // watch sees to it that there is a daemon until ctx ends. It calls started each time that
-// there is another one, and lost when there is none and none can be started.
+// there is another one, or is to be, and lost when there is none and none can be started.
 func (d *daemon) watch(ctx context.Context, started func(), lost func() error) {
 	d.watching.Go(func() { d.listen(ctx) })
 	defer d.watching.Wait()
@@ -49,13 +49,17 @@ func (d *daemon) accompany(ctx context.Context, v *vigil, p *process, started fu
 	born := time.Now()
 	failpoint.Hit("grpc.daemon.answers")
 	d.mu.Lock()
+	first := !d.seen
 	d.seen, d.over, d.starts, d.fresh, d.since = true, nil, 0, false, born
 	close(d.up)
 	d.mu.Unlock()
 	started()
 	d.event("RUNNING")
-	d.log.Info("erofsd answers", "socket", d.c.Socket, "pid", p.pid)
+	d.log.Info(d.title()+" answers", "socket", d.c.Socket, "pid", p.pid)
 	d.adopt(ctx, p)
+	if first && d.c.Mode == modeEmbedded {
+		d.watching.Go(func() { d.unite(ctx) })
+	}
 	err := d.stay(ctx, p)
 	d.mu.Lock()
 	d.up, d.why = make(chan struct{}), nil
@@ -64,12 +68,43 @@ func (d *daemon) accompany(ctx context.Context, v *vigil, p *process, started fu
 		return
 	}
 	d.event("DIED")
-	d.log.Warn("erofsd's process has ended", "pid", p.pid, "err", err)
+	if d.is() != d.erofsd {
+		started() // who wants an image waits for the next one: nothing of a nydusd's outlives it
+	}
+	d.log.Warn(d.title()+"'s process has ended", "pid", p.pid, "err", err)
 	failpoint.Hit("grpc.daemon.ended")
 	v.silent, v.grace, v.told = time.Now(), graceTime, false
 	if v.silent.Sub(born) > longLife {
 		v.pause = restartPause
 	}
+}
+
+// unite has an erofsd that an earlier snapshotter has left become this program, if it is
+// another one: they are replaced together. One that somebody upgrades later is left alone.
+func (d *daemon) unite(ctx context.Context) {
+	err := d.become(ctx)
+	// It may have a new worker this moment, or be upgraded.
+	for pause := restartPause; err != nil && pause < graceTime && wait(ctx, pause); pause *= 2 {
+		err = d.become(ctx)
+	}
+	if err != nil && ctx.Err() == nil {
+		d.log.Warn("erofsd is another program than this one, and goes on as what it is; try again with erofsctl upgrade", "err", err)
+	}
+}
+
+// become upgrades erofsd to this program, unless it is that.
+func (d *daemon) become(ctx context.Context) error {
+	v, err := d.Version(ctx)
+	if err != nil {
+		return err
+	}
+	ours, err := os.Stat("/proc/self/exe")
+	theirs, terr := os.Stat(fmt.Sprintf("/proc/%d/exe", v.PID))
+	if err = errors.Join(err, terr); err != nil || os.SameFile(ours, theirs) {
+		return err
+	}
+	d.log.Info("erofsd becomes this program", "worker", v.PID)
+	return d.Upgrade(ctx, api.UpgradeRequest{Executable: fmt.Sprintf("/proc/%d/exe", os.Getpid())})
 }
 
 // stay waits for the end of the process that answers. One that has lost its keeper is
@@ -217,9 +252,9 @@ func (d *daemon) identify(ctx context.Context) (*process, error) {
 		// Its socket is among what is held: who asks would wait for the next one.
 		defer m.onEnd(cancel)()
 	}
-	v, err := d.Version(ctx)
+	v, err := d.erofsd.Version(ctx)
 	if refusal := (*api.Error)(nil); errors.As(err, &refusal) && refusal.Status == http.StatusNotFound {
-		return nil, fmt.Errorf("what answers at %s is not erofsd; nydusd, say, cannot serve this snapshotter. Stop it, or set daemon.socket: %w", d.c.Socket, err)
+		return d.identifyNydusd(ctx)
 	}
 	if err != nil {
 		return nil, err
@@ -228,7 +263,7 @@ func (d *daemon) identify(ctx context.Context) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	again, err := d.Version(ctx) // the number may have become another's before it was opened
+	again, err := d.erofsd.Version(ctx) // the number may have become another's before it was opened
 	if err == nil && again.PID != v.PID {
 		err = errors.New("it was replaced this moment")
 	}
@@ -236,5 +271,23 @@ func (d *daemon) identify(ctx context.Context) (*process, error) {
 		p.close()
 		return nil, err
 	}
+	d.setAnswerer(d.erofsd)
+	return p, nil
+}
+
+// identifyNydusd opens the nydusd that answers at the socket.
+func (d *daemon) identifyNydusd(ctx context.Context) (*process, error) {
+	if d.nydusd == nil {
+		return nil, fmt.Errorf(`what answers at %s is not erofsd: set daemon.mode = "connect" if it is a nydusd that is to serve the images; else stop it, or set daemon.socket`, d.c.Socket)
+	}
+	p, err := openListener(ctx, d.c.Socket)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.nydusd.Begin(ctx, p.pid); err != nil {
+		p.close()
+		return nil, fmt.Errorf("what answers at %s is not erofsd, and no nydusd that can serve: %w", d.c.Socket, err)
+	}
+	d.setAnswerer(d.nydusd)
 	return p, nil
 }

@@ -20,15 +20,29 @@ func (Docker) Name() string { return "docker" }
 
 // Login says whether there is one.
 func (Docker) Login(ctx context.Context, image string) (Login, error) {
-	host := Host(image)
-	if host == "docker.io" {
-		host = "registry-1.docker.io" // by which docker's entry of its own registry is found
-	}
-	c, err := registry.DockerCredentials()(ctx, host)
+	c, err := registry.DockerCredentials()(ctx, dockerHost(Host(image)))
 	if err != nil {
 		return Login{}, err
 	}
 	return Login{Docker: c.Password != "" || c.RefreshToken != "" || c.AccessToken != ""}, nil
+}
+
+// Copy returns the login for a registry as it is now, for who cannot ask docker. An identity
+// token is none: it has to be traded at the registry first.
+func (Docker) Copy(ctx context.Context, host string) (Login, error) {
+	c, err := registry.DockerCredentials()(ctx, dockerHost(host))
+	if err != nil || c.Password == "" {
+		return Login{Password: c.AccessToken}, err
+	}
+	return Login{Username: c.Username, Password: c.Password}, nil
+}
+
+// dockerHost is the name by which docker's entry of a registry is found.
+func dockerHost(host string) string {
+	if host == "docker.io" {
+		return "registry-1.docker.io"
+	}
+	return host
 }
 
 // Refused does nothing: nothing is kept.

@@ -191,7 +191,7 @@ func TestDockerConfig(t *testing.T) {
 	}
 }
 
-// TestDocker finds docker's logins and copies none.
+// TestDocker finds docker's logins, and copies none unless it is asked to.
 func TestDocker(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("DOCKER_CONFIG", dir)
@@ -209,6 +209,13 @@ func TestDocker(t *testing.T) {
 	} {
 		if l, err := (Docker{}).Login(t.Context(), image); err != nil || l != (Login{Docker: want}) {
 			t.Errorf("%s: docker %v, error %v; want %v", image, l.Docker, err, want)
+		}
+	}
+	for host, want := range map[string]Login{
+		"r.example:5000": {Username: "a", Password: "b"}, "r.example": {}, "docker.io": {Username: "hub", Password: "x"}, "helper.example": {},
+	} {
+		if l, err := (Docker{}).Copy(t.Context(), host); err != nil || l != want {
+			t.Errorf("%s: a copy as %q with %d bytes, error %v", host, l.Username, len(l.Password), err)
 		}
 	}
 }

@@ -47,6 +47,7 @@ var ours = map[string][]string{
 	"convert":           {"erofs", "internal/chunk", "internal/kernel"},
 
 	"internal/api/nydus": {},
+	"internal/nydusd":    {"erofs", "internal/api", "internal/api/nydus"},
 	"configs":            {}, // files that erofsctl node installs
 
 	"internal/keychain": {"backend/registry"}, // docker's configuration and helpers
@@ -58,9 +59,11 @@ var ours = map[string][]string{
 		"cachefiles", "erofs", "fanotify", "internal/api", "internal/api/nydus", "internal/chunk", "internal/config", "internal/keeper", "internal/kernel", "internal/sandbox",
 	},
 
-	"cmd/containerd-erofsd-grpc": {"snapshotter", "internal/api", "internal/fdstore", "internal/keychain", "internal/logging"},
+	"cmd/containerd-erofsd-grpc": {"snapshotter", "internal/api", "internal/erofsd", "internal/fdstore", "internal/keychain", "internal/logging", "internal/nydusd"},
 
-	"cmd/erofsd":   {"internal/daemon", "internal/config", "internal/keeper", "internal/logging"},
+	"internal/erofsd": {"internal/daemon", "internal/config", "internal/keeper", "internal/logging"},
+
+	"cmd/erofsd":   {"internal/erofsd"},
 	"cmd/erofsctl": {"backend", "backend/localfs", "backend/registry", "configs", "convert", "erofs", "fanotify", "cachefiles", "internal/api", "internal/chunk", "internal/daemon", "internal/kernel", "internal/sandbox"},
 }
 
@@ -96,7 +99,7 @@ var confined = []struct {
 	{"go.yaml.in/yaml", []string{"internal/keychain"}}, // the kubelet's and kubectl's files
 	{"github.com/aws", []string{"backend/s3"}},
 	{"github.com/aliyun", []string{"backend/oss"}},
-	{module + "/internal/config", []string{"cmd", "internal/daemon"}},
+	{module + "/internal/config", []string{"cmd", "internal/daemon", "internal/erofsd"}},
 }
 
 // neverLinked must not be in a binary, not even by way of something else.

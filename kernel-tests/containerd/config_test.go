@@ -1,6 +1,7 @@
 package containerd
 
 import (
+	"cmp"
 	"os"
 	"path/filepath"
 	"strings"
@@ -53,7 +54,7 @@ func (n *node) configure(t *testing.T, o nodeOptions) {
 	} else {
 		files["containerd.toml"] += strings.Replace(stanza, "version = 2\n", "", 1)
 	}
-	replace := strings.NewReplacer("DIR", n.dir, "REGISTRY", n.w.addr, "PRIVATE", n.w.private, "PAUSE", n.w.pause, "DISABLED", disabled)
+	replace := strings.NewReplacer("DIR", n.dir, "REGISTRY", n.w.addr, "PRIVATE", n.w.private, "PAUSE", n.w.pause, "DISABLED", disabled, "MODE", cmp.Or(n.w.mode, "start"))
 	for name, text := range files {
 		if err := os.WriteFile(filepath.Join(n.dir, name), []byte(replace.Replace(text)), 0o600); err != nil {
 			t.Fatal(err)
@@ -122,6 +123,7 @@ level = "debug"
 [system]
 address = "DIR/y.sock"
 [daemon]
+mode = "MODE"
 socket = "DIR/e.sock"
 root = "DIR/cache"
 args = ["--rlimit-nofile", "0", "--no-completion"]

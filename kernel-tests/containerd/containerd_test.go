@@ -24,10 +24,19 @@ import (
 func TestMain(m *testing.M) { testenv.Main(m) }
 
 // TestContainerd runs every case below Debian's containerd and below containerd 2, over one
-// set of images.
+// set of images, and those in which erofsd dies or is replaced also where it is the
+// snapshotter's own program.
 func TestContainerd(t *testing.T) {
 	w := newWorld(t)
 	t.Run("debian", func(t *testing.T) { w.all(t) })
+	t.Run("embedded", func(t *testing.T) {
+		one := w.embedded(t)
+		for _, c := range alone {
+			if c.daemon {
+				t.Run(c.name, func(t *testing.T) { c.run(one, t) })
+			}
+		}
+	})
 	t.Run("two", func(t *testing.T) { w.below(services.Containerd2(t)).all(t) })
 }
 
@@ -56,15 +65,16 @@ func (w *world) all(t *testing.T) {
 
 // alone are the cases that have a node for themselves, because they kill parts of it.
 var alone = []struct {
-	name string
-	run  func(*world, *testing.T)
+	name   string
+	daemon bool // it is about erofsd
+	run    func(*world, *testing.T)
 }{
-	{"unlabelled", (*world).unlabelled},
-	{"killed", (*world).killed},
-	{"dead", (*world).dead},
-	{"failover", (*world).failover},
-	{"upgrade", (*world).upgrade},
-	{"churn", (*world).churn},
+	{"unlabelled", false, (*world).unlabelled},
+	{"killed", true, (*world).killed},
+	{"dead", true, (*world).dead},
+	{"failover", true, (*world).failover},
+	{"upgrade", true, (*world).upgrade},
+	{"churn", false, (*world).churn},
 }
 
 // together are the cases that share a node and leave nothing on it.

@@ -97,13 +97,25 @@ func inGuest(t *testing.T) {
 	w := &world{dir: dir, bin: filepath.Join(made, "bin"), runtime: services.Containerd(t), want: os.Getenv(envGuestWant) + "\n"}
 	w.addr = services.Registry(t, services.RegistryOptions{Dir: filepath.Join(made, "content")}).Addr
 	w.lazy = w.addr + "/app:lazy"
+	for _, w.mode = range []string{"start", "embedded"} {
+		t.Run(w.mode, w.byCachefiles)
+	}
+}
+
+// byCachefiles pulls the image and runs it, first in a container that has read nothing when
+// erofsd is killed and replaced.
+func (w *world) byCachefiles(t *testing.T) {
 	n := w.start(t)
 	ctx := in(t, "default")
 	image := n.pull(ctx, t, w.lazy, false)
 	if n.dataPulled(ctx, t, image) {
 		t.Error("the layer with data was pulled")
 	}
-	n.check(ctx, t, image, "one")
+	c := n.waiting(ctx, t, image, "waits")
+	n.killDaemon(ctx, t)
+	n.upgradeDaemon(ctx, t)
+	n.finished(ctx, t, c)
+	n.check(ctx, t, image, "another")
 	st, err := n.daemon.Status(ctx)
 	if err != nil || st.Transport != daemon.Cachefiles || len(st.Images) != 1 || st.Kernel.Events == 0 {
 		t.Errorf("the daemon says %+v, %v", st, err)

@@ -35,6 +35,9 @@ const bound = 2 * time.Minute
 
 const snapshotterName = "erofsd"
 
+// snapshotterProgram is its program.
+const snapshotterProgram = "containerd-erofsd-grpc"
+
 // A node is a machine with containerd, the snapshotter and the daemon.
 type node struct {
 	*client.Client
@@ -70,7 +73,7 @@ func (w *world) startNode(t *testing.T, o nodeOptions) *node {
 	n := &node{w: w, dir: dir, daemon: api.NewClient(filepath.Join(dir, "e.sock"))}
 	n.configure(t, o)
 	t.Cleanup(func() { n.endDaemon(t) })
-	n.snapshotter = services.SnapshotterProcess(t, filepath.Join(w.bin, "containerd-erofsd-grpc"),
+	n.snapshotter = services.SnapshotterProcess(t, filepath.Join(w.bin, snapshotterProgram),
 		filepath.Join(dir, "snapshotter.toml"), filepath.Join(dir, "s.sock"))
 	n.containerd = w.runtime.Start(t, filepath.Join(dir, "containerd.toml"), n.socket())
 	if n.Client, err = client.New(n.socket()); err != nil {

@@ -28,6 +28,7 @@ const manyLayers = 128
 type world struct {
 	dir     string // short: sockets are in it
 	bin     string
+	mode    string // of the snapshotter's daemon; "": start
 	runtime services.Runtime
 	front   *front
 	addr    string // of the registry, by way of front
@@ -74,6 +75,21 @@ func newWorld(t *testing.T) *world {
 func (w *world) below(runtime services.Runtime) *world {
 	other := *w
 	other.runtime = runtime
+	return &other
+}
+
+// embedded is the same world with one program, which is erofsd too.
+func (w *world) embedded(t *testing.T) *world {
+	t.Helper()
+	other := *w
+	other.bin, other.mode = filepath.Join(w.dir, "one"), "embedded"
+	err := os.Mkdir(other.bin, 0o755)
+	if err == nil {
+		err = os.Link(filepath.Join(w.bin, snapshotterProgram), filepath.Join(other.bin, snapshotterProgram))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	return &other
 }
 

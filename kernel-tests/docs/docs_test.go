@@ -175,7 +175,7 @@ func checkCommand(known map[string]map[string]bool, words []string) (ours bool, 
 	has := maps.Clone(known[name])
 	for _, word := range words[1:] {
 		if o := option.FindString(word); o != "" && strings.HasPrefix(word, "--") {
-			if !has[o] {
+			if !has[o] && !(name == "nydusd" && slices.Contains(foreign, o)) { // that may be the other program of the name
 				return true, fmt.Errorf("%s has no option %s", name, o)
 			}
 			continue

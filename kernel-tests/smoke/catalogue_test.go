@@ -59,7 +59,7 @@ var catalogue = []item{
 	{"200 concurrent PUTs", "ConcurrentPuts", ""},
 	{"clock jump", "", "nothing that the daemon decides depends on the wall clock but the age of records"},
 	{"cachefilesd started by the distribution", "DeviceHeld", ""},
-	{"kernel without on-demand", "cmd/erofsd TestSingletonWithoutFeature", ""},
+	{"kernel without on-demand", "internal/erofsd TestSingletonWithoutFeature", ""},
 	{"file descriptor limit 1024", "FileLimit1024", ""},
 	{"container without CAP_SYS_RESOURCE", "NoCapSysResource", ""},
 	{"cache disk full", "scenario cache-full", ""},

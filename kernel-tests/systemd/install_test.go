@@ -78,13 +78,23 @@ func TestInstall(t *testing.T) {
 	if after := m.daemonPID(); after != before {
 		t.Errorf("erofsd was %d and is %d", before, after)
 	}
-	m.await("the container after a restart", func() bool {
+	again := func() bool {
 		out, err := m.try("sh", "-ec", strings.ReplaceAll(ctrRun, "HOST", registry))
 		if err == nil && out != want {
 			t.Errorf("the container printed %q, want %q", out, want)
 		}
 		return err == nil
+	}
+	m.await("the container after a restart", again)
+	// One program takes the place of two.
+	m.run("sed", "-i", `s/^mode = "start"/mode = "embedded"/`, "/etc/erofsd/containerd-erofsd.toml")
+	m.run("rm", "/usr/local/bin/erofsd")
+	m.run("systemctl", "restart", "containerd-erofsd-grpc")
+	m.await("erofsd to be the snapshotter's program", func() bool {
+		out, err := m.try("readlink", fmt.Sprintf("/proc/%d/exe", m.daemonPID()))
+		return err == nil && strings.TrimSpace(out) == "/usr/local/bin/containerd-erofsd-grpc"
 	})
+	m.await("the container after that", again)
 	m.unpull(reference)
 	m.do(steps["Away again"])
 	m.await("nothing to be mounted", func() bool {

@@ -21,11 +21,11 @@ import (
 var guestTests = []struct{ folder, run string }{ // every one with the build tag failpoint
 	{"./internal/kernel", "."},
 	{"./cachefiles", "^TestKernel"},
-	{"./cmd/erofsd", "^TestSingletonRefused$"},
+	{"./internal/erofsd", "^TestSingletonRefused$"},
 	{"./internal/daemon", "^(TestHandover|TestRemove|TestCacheLimit|TestBind|TestBindAnother|TestPrefetch)$"},
 	{"./kernel-tests/scenario", "^(TestScenarios|TestBesideNydusd)$/^(cachefiles|erofsd|nydusd)$"},
 	{"./kernel-tests/smoke", "^(TestSmoke|TestConformance)$/^cachefiles$"},
-	{"./kernel-tests/torture", "^(TestKillMatrix|TestKilledTogether|TestKeeperKilled|TestSignals|TestUpgrade)$"},
+	{"./kernel-tests/torture", "^(TestKillMatrix|TestKilledTogether|TestKeeperKilled|TestNoSuccessor|TestSignals|TestUpgrade|TestLostTable)$"},
 }
 
 // killTests kill at named places: programs that have the build tag failpoint.

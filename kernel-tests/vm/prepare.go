@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/erofsd/erofsd/kernel-tests/guestkernel"
@@ -52,7 +53,7 @@ func (m *machine) prepare(row string, command []string) error {
 			m.job.Env = append(m.job.Env, name+"="+value)
 		}
 	}
-	m.job.Env = append(m.job.Env, m.env...)
+	m.job.Env = append(slices.DeleteFunc(m.job.Env, m.sets), m.env...)
 	return nil
 }
 
@@ -72,6 +73,12 @@ func (m *machine) addEnv(variable string) error {
 	}
 	m.env = append(m.env, variable)
 	return nil
+}
+
+// sets reports whether an -env names a variable anew: of two, programs take either.
+func (m *machine) sets(variable string) bool {
+	name, _, _ := strings.Cut(variable, "=")
+	return slices.ContainsFunc(m.env, func(own string) bool { return strings.HasPrefix(own, name+"=") })
 }
 
 // shares are those of the folders that do not lie in another one.

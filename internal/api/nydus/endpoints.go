@@ -116,14 +116,17 @@ func mount(do func(context.Context, string, MountCommand) error) endpoint {
 	}}
 }
 
+// A mountBody is a [MountCommand] as it is sent.
+type mountBody struct {
+	Source        *string  `json:"source"`
+	Type          string   `json:"fs_type"`
+	Config        *string  `json:"config"`
+	PrefetchFiles []string `json:"prefetch_files"`
+}
+
 // mountCommand reads the body of a mount.
 func (r *request) mountCommand() (MountCommand, error) {
-	var c struct {
-		Source        *string  `json:"source"`
-		Type          string   `json:"fs_type"`
-		Config        *string  `json:"config"`
-		PrefetchFiles []string `json:"prefetch_files"`
-	}
+	var c mountBody
 	if err := r.decode(&c); err != nil {
 		return MountCommand{}, err
 	}

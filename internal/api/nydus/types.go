@@ -53,6 +53,16 @@ func (m MountTime) MarshalJSON() ([]byte, error) {
 	return json.Marshal([9]int{t.Year(), t.YearDay(), t.Hour(), t.Minute(), t.Second(), t.Nanosecond()})
 }
 
+// UnmarshalJSON implements [json.Unmarshaler]. What is no such array is the zero time: other
+// versions of nydusd say it otherwise, and nothing depends on it.
+func (m *MountTime) UnmarshalJSON(p []byte) error {
+	var a [9]int
+	if json.Unmarshal(p, &a) == nil && a[0] > 0 {
+		*m = MountTime(time.Date(a[0], time.January, a[1], a[2], a[3], a[4], a[5], time.UTC))
+	}
+	return nil
+}
+
 // Events are the last errors that somebody noticed.
 type Events struct {
 	MaxErrors   int      `json:"max_errors"`

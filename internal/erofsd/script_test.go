@@ -1,4 +1,4 @@
-package main
+package erofsd
 
 import (
 	"errors"
@@ -25,7 +25,7 @@ func TestScripts(t *testing.T) {
 			if err := os.Mkdir(bin, 0o700); err != nil {
 				return err
 			}
-			for _, name := range []string{underTest, "nydusd"} {
+			for _, name := range []string{Name, "nydusd"} {
 				if err := os.Symlink(exe, filepath.Join(bin, name)); err != nil {
 					return err
 				}

@@ -1,4 +1,4 @@
-package main
+package erofsd
 
 import (
 	"encoding/base64"
@@ -47,6 +47,26 @@ func TestDefaults(t *testing.T) {
 	} {
 		if got := parsed(t, line).config.Daemon.Socket; got != socket {
 			t.Errorf("%s: socket %q, want %q", line, got, socket)
+		}
+	}
+}
+
+// TestIsCalled: by which command lines another program is erofsd.
+func TestIsCalled(t *testing.T) {
+	for line, want := range map[string]bool{
+		"erofsd":                          true,
+		"/usr/local/bin/erofsd --root /r": true,
+		"erofsd-mount unmount /m":         true,
+		"erofsd-mounter":                  true,
+		"erofsd-guard /cache":             true,
+		"/proc/1/exe erofsd-guard /cache": true,
+		"containerd-erofsd-grpc":          false,
+		"/usr/local/bin/containerd-erofsd-grpc --config erofsd": false,
+		"containerd-nydus-grpc --root erofsd-guard":             false,
+		"erofsd-starter 3 /erofsd erofsd":                       false,
+	} {
+		if got := IsCalled(strings.Fields(line)); got != want {
+			t.Errorf("%s: %v", line, got)
 		}
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package erofsd
 
 import (
 	"errors"
@@ -31,7 +31,7 @@ func withoutCgo(t *testing.T) string {
 		return "/proc/self/exe"
 	}
 	program := filepath.Join(testDir(t), "erofsd")
-	cmd := exec.Command("go", "build", "-o", program, ".")
+	cmd := exec.Command("go", "build", "-o", program, "../../cmd/erofsd")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
@@ -69,7 +69,7 @@ func confine(t *testing.T, args ...string) *confined {
 		c.Client.Close()
 	})
 	c.process = beginProgram(t, program, nil, socket,
-		append([]string{underTest, "--root", c.root, "--socket", socket, "--transport", "fanotify"}, args...)...)
+		append([]string{Name, "--root", c.root, "--socket", socket, "--transport", "fanotify"}, args...)...)
 	return c
 }
 
@@ -292,7 +292,7 @@ func TestWithoutLandlock(t *testing.T) {
 	testenv.Kernel(t, "fanotify", fanotify.Supported(dir))
 	program := withoutCgo(t)
 	socket := filepath.Join(dir, "sock")
-	args := []string{landlessName, program, underTest, "--keeper=false", "--root", filepath.Join(dir, "root"), "--socket", socket, "--transport", "fanotify"}
+	args := []string{landlessName, program, Name, "--keeper=false", "--root", filepath.Join(dir, "root"), "--socket", socket, "--transport", "fanotify"}
 
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args = append(slices.Clone(args), "--sandbox", "strict")

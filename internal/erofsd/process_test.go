@@ -1,4 +1,4 @@
-package main
+package erofsd
 
 import (
 	"bytes"
@@ -216,7 +216,7 @@ func TestServes(t *testing.T) {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p := begin(t, nil, socket, underTest, "--config", file, "--log-level", "debug")
+	p := begin(t, nil, socket, Name, "--config", file, "--log-level", "debug")
 	p.want(t, "GET", "/api/v1/daemon", "", `"state":"RUNNING"`)
 	p.signal(t, syscall.SIGTERM)
 	p.end(t, 0)

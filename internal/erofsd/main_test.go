@@ -1,4 +1,4 @@
-package main
+package erofsd
 
 import (
 	"bytes"
@@ -12,18 +12,12 @@ import (
 	"time"
 
 	"github.com/erofsd/erofsd/cachefiles"
-	"github.com/erofsd/erofsd/internal/daemon"
 	"github.com/erofsd/erofsd/internal/testenv"
 )
 
-// underTest is argv[0] of the test binary when it is erofsd.
-const underTest = "erofsd"
-
 func TestMain(m *testing.M) {
-	switch name := filepath.Base(os.Args[0]); {
-	case name == underTest, name == "nydusd", daemon.IsHelper(os.Args), daemon.IsGuard(os.Args):
-		main()
-		return
+	if IsCalled(os.Args) || filepath.Base(os.Args[0]) == "nydusd" {
+		os.Exit(Main())
 	}
 	if os.Args[0] == landlessName {
 		panic(runLandless(os.Args[1:]))
@@ -35,7 +29,7 @@ func TestMain(m *testing.M) {
 func erofsd(t *testing.T, as *syscall.Credential, args ...string) (said string, code int) {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Args = append([]string{underTest}, args...)
+	cmd.Args = append([]string{Name}, args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: as}
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
