@@ -33,6 +33,7 @@ type summary struct {
 	w                       io.Writer
 	passed, failed, skipped int
 	reasons                 map[string]int // why tests were skipped
+	failures                []string       // a line for each failed test, and what it said first
 	label                   string         // after the names of packages
 	timedOut                int            // fuzz targets that go test failed for ending in time
 }
@@ -46,7 +47,8 @@ func (s *summary) skip(reason string) {
 	s.reasons[reason]++
 }
 
-// print ends the output: the counts alone on a line, and what was skipped and why.
+// print ends the output: the counts alone on a line, what was skipped and why, and once
+// more, without their logs, what failed.
 func (s *summary) print() {
 	fmt.Fprintf(s.w, "\n%d passed, %d failed, %d skipped\n", s.passed, s.failed, s.skipped)
 	var list []string
@@ -57,6 +59,9 @@ func (s *summary) print() {
 		list = []string{"nothing"}
 	}
 	fmt.Fprintf(s.w, "skipped: %s\n", strings.Join(list, "; "))
+	for _, f := range s.failures {
+		fmt.Fprintln(s.w, f)
+	}
 }
 
 // goTest runs go test with more environment variables, if any, and counts its
@@ -136,7 +141,9 @@ func (s *summary) endTest(p *packageRun, e event) {
 			break
 		}
 		p.failed++
-		fmt.Fprintf(s.w, "FAIL  %s %s\n%s", strings.TrimPrefix(e.Package, module), e.Test, strings.Join(p.output[e.Test], ""))
+		name := strings.TrimPrefix(e.Package, module) + s.label + " " + e.Test
+		s.failures = append(s.failures, "failed: "+name+said(p.output[e.Test]))
+		fmt.Fprintf(s.w, "FAIL  %s\n%s", name, strings.Join(p.output[e.Test], ""))
 	default:
 		return
 	}
@@ -152,6 +159,7 @@ func (s *summary) endPackage(p *packageRun, e event, build []string) {
 		fmt.Fprintf(s.w, "ok    %-36s %4d passed %3d skipped %6.1f s\n", name, p.passed, p.skipped, e.Elapsed)
 	case e.Action == "fail" && p.failed == 0:
 		p.failed++
+		s.failures = append(s.failures, "failed: "+name)
 		fmt.Fprintf(s.w, "FAIL  %s\n%s%s", name, strings.Join(build, ""), strings.Join(p.output[""], ""))
 		for test, out := range p.output { // a test that was running when the process died
 			if test != "" {
@@ -179,6 +187,21 @@ func fuzzTimedOut(test string, output []string) bool {
 }
 
 var message = regexp.MustCompile(`^\s*\S+\.go:\d+: (.*)`)
+
+// said returns the first messages of a test that failed, each shortened to a line.
+func said(output []string) string {
+	var b strings.Builder
+	for _, line := range output {
+		if message.MatchString(line) {
+			line = strings.TrimSpace(line)
+			fmt.Fprintf(&b, "\n  %s", line[:min(len(line), 400)])
+		}
+		if strings.Count(b.String(), "\n") == 4 {
+			break
+		}
+	}
+	return b.String()
+}
 
 // reason returns the message of a test that was skipped.
 func reason(output []string) string {

@@ -33,7 +33,7 @@ func TestSummary(t *testing.T) {
 	s.print()
 	got := out.String()
 	for _, want := range []string{
-		"\n2 passed, 3 failed, 1 skipped\nskipped: needs root (1)\n",
+		"\n2 passed, 3 failed, 1 skipped\nskipped: needs root (1)\nfailed: b TestBad\n  b_test.go:9: got 1, want 2\nfailed: c\nfailed: d\n",
 		"FAIL  b TestBad\n    b_test.go:9: got 1, want 2\nvm: the guest's kernel complains\n",
 		"FAIL  c\nc.go:1: undefined: x\n",
 		"left behind: a goroutine",
