@@ -80,6 +80,9 @@ func (m *machine) stop(t *testing.T) {
 		t.Error(err)
 	}
 	for _, i := range st.Images {
+		if i.Detached {
+			continue
+		}
 		err := m.Unmount(ctx, api.UnmountRequest{Mountpoint: i.Mountpoint})
 		for end := time.Now().Add(5 * time.Second); err != nil && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 			err = m.Unmount(ctx, api.UnmountRequest{Mountpoint: i.Mountpoint})

@@ -80,7 +80,9 @@ func (d *Daemon) Stop() error {
 	var errs []error
 	if st, err := d.Status(ctx); err == nil {
 		for _, m := range st.Images {
-			errs = append(errs, d.Unmount(ctx, api.UnmountRequest{Mountpoint: m.Mountpoint}))
+			if !m.Detached { // as one is of which another mount namespace has a copy for a moment
+				errs = append(errs, d.Unmount(ctx, api.UnmountRequest{Mountpoint: m.Mountpoint}))
+			}
 		}
 	}
 	d.Close()
