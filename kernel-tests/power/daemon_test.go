@@ -127,6 +127,9 @@ func (p *process) stop(t *testing.T) {
 		t.Error(err)
 	} else {
 		for _, m := range st.Images {
+			if m.Detached {
+				continue
+			}
 			if err := p.Unmount(ctx, api.UnmountRequest{Mountpoint: m.Mountpoint}); err != nil {
 				t.Error(err)
 			}
