@@ -70,6 +70,7 @@ func (c *container) exec(ctx context.Context, id string, args ...string) (string
 	if err == nil {
 		select {
 		case s := <-exit:
+			err = allRead(ctx, p)
 			if s.ExitCode() != 0 || s.Error() != nil {
 				err = fmt.Errorf("%q ended with %d: %w", args, s.ExitCode(), s.Error())
 			}

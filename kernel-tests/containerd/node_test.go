@@ -242,11 +242,28 @@ func (c *container) finish(ctx context.Context) (string, error) {
 	case <-ctx.Done():
 		err = errors.Join(err, ctx.Err(), c.task.Kill(context.WithoutCancel(ctx), 9))
 	}
+	err = errors.Join(err, allRead(ctx, c.task))
 	if _, derr := c.task.Delete(ctx); derr != nil {
 		err = errors.Join(err, derr)
 	}
 	err = errors.Join(err, c.Delete(ctx, client.WithSnapshotCleanup))
 	return c.output.String(), err
+}
+
+// allRead waits until what p, which has ended, printed has been read: to delete it closes its
+// pipes first, and what is in them on a busy machine is lost.
+func allRead(ctx context.Context, p client.Process) error {
+	read := make(chan struct{})
+	go func() { // ends when p is deleted, if not before
+		defer close(read)
+		p.IO().Wait()
+	}()
+	select {
+	case <-read:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("read what %s printed: %w", p.ID(), ctx.Err())
+	}
 }
 
 // remove removes images, if they are there, and waits until containerd has collected what they
