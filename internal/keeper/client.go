@@ -64,7 +64,7 @@ type call struct {
 	answered chan struct{} // closed with the answer
 }
 
-// errGone is what a request gets when there is no keeper any more.
+// errGone is what a request gets when there is no keeper any more: Gone is closed then.
 var errGone = errors.New("the keeper is dead")
 
 // Connect returns the worker's end when a keeper started this process, nil when none did.
@@ -254,7 +254,7 @@ func (c *Client) call(ctx context.Context, m message, file *os.File) ([]Entry, e
 		m.fd = fd
 		return c.write(ctx, m)
 	})
-	if err == nil {
+	if err == nil || errors.Is(err, errGone) { // what cannot be sent any more may be known here before read knows
 		select {
 		case <-wait.answered:
 		case <-ctx.Done():

@@ -1,12 +1,14 @@
 package keeper
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 func TestThousandEntries(t *testing.T) {
@@ -124,6 +126,31 @@ func TestGone(t *testing.T) {
 	r.code()
 	if !alive(w.pid) {
 		t.Error("the worker died with its keeper")
+	}
+}
+
+// TestGoneFirst: who is told that the keeper is dead finds Gone closed, also where the reader
+// of its answers learns it last.
+func TestGoneFirst(t *testing.T) {
+	conn, keeper, err := socketPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := keeper.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c := &Client{conn: conn, turn: make(chan struct{}, 1), gone: make(chan struct{}), done: make(chan struct{}), calls: map[uint32]*call{}}
+	time.AfterFunc(50*time.Millisecond, c.read)
+	if err := c.Put(t.Context(), Entry{Name: "x"}); !errors.Is(err, errGone) {
+		t.Errorf("put: %v", err)
+	}
+	select {
+	case <-c.Gone():
+	default:
+		t.Error("Gone is open after an error says that the keeper is dead")
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
 	}
 }
 
