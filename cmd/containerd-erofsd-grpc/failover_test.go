@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/connectivity"
+
 	"github.com/erofsd/erofsd/internal/api"
 )
 
@@ -182,11 +184,15 @@ func TestSocketActivation(t *testing.T) {
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
-	sn := r.snapshots(t)
+	conn := r.dial(t)
+	sn := onConn(conn)
 	called := make(chan error, 1)
 	for i, end := range []syscall.Signal{0, syscall.SIGTERM, syscall.SIGKILL} {
 		if end != 0 {
 			r.stop(t, end)
+			// A call through a connection whose end the client has not seen yet fails.
+			for conn.GetState() == connectivity.Ready && conn.WaitForStateChange(t.Context(), connectivity.Ready) {
+			}
 		}
 		go func() {
 			_, err := sn.Prepare(t.Context(), fmt.Sprint("call-", i), "")

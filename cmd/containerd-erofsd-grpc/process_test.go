@@ -238,11 +238,21 @@ func (r *rig) processes(t *testing.T) map[string][]int {
 // snapshots is a client as containerd has it.
 func (r *rig) snapshots(t *testing.T) snapshots.Snapshotter {
 	t.Helper()
+	return onConn(r.dial(t))
+}
+
+// dial is what containerd speaks to the snapshotter through.
+func (r *rig) dial(t *testing.T) *grpc.ClientConn {
+	t.Helper()
 	conn, err := grpc.NewClient("unix://"+filepath.Join(r.dir, "run", "grpc.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+func onConn(conn *grpc.ClientConn) snapshots.Snapshotter {
 	return proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "erofsd")
 }
 
