@@ -50,6 +50,7 @@ func hostMain(ctx context.Context, args []string) (code int, err error) {
 	kernel := flags.String("kernel", "", "`row` of the guest kernel, as 6.12, or the path of a bzImage")
 	timeout := flags.Duration("timeout", 10*time.Minute, "`time` after which the guest is stopped and says where it was")
 	memory := flags.Int("memory", 2048, "`MiB` of the guest")
+	cpus := flags.Int("cpus", 2, "`number` of the guest's processors")
 	verbose := flags.Bool("log", false, "print all of the kernel's log, always")
 	var m machine
 	flags.Func("disk", "image `file` of a further disk of the guest: /dev/vdc and on, in their order", m.addDisk)
@@ -70,7 +71,7 @@ func hostMain(ctx context.Context, args []string) (code int, err error) {
 		flags.Usage()
 		return exitProblem, errors.New("a kernel and a program are needed")
 	}
-	m.timeout, m.memory, m.stdout, m.stderr = *timeout, *memory, os.Stdout, os.Stderr
+	m.timeout, m.memory, m.cpus, m.stdout, m.stderr = *timeout, *memory, *cpus, os.Stdout, os.Stderr
 	if m.kernel, err = findKernel(ctx, *kernel); err != nil {
 		return exitProblem, err
 	}

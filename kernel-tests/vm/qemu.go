@@ -30,7 +30,8 @@ type machine struct {
 	job            job
 	program        string // path on the host of what the job runs; "" when the guest has it
 	timeout        time.Duration
-	memory         int      // MiB
+	memory         int // MiB
+	cpus           int
 	env            []string // of the program, beside what every one gets
 	folders        []string // further ones that the guest sees
 	disks          []string // absolute paths of further disks
@@ -195,7 +196,7 @@ func (m *machine) boot(ctx context.Context, dir string) (o outcome, err error) {
 // of a nested hypervisor, a stock guest may hang in it.
 func (m *machine) args(ports []*port) []string {
 	args := []string{
-		"-machine", "pc,i8042=off", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", strconv.Itoa(m.memory),
+		"-machine", "pc,i8042=off", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", strconv.Itoa(m.cpus), "-m", strconv.Itoa(m.memory),
 		"-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none", "-nic", "none", "-no-reboot",
 		"-kernel", m.kernel, "-initrd", initramfsName, "-append", "console=ttyS0 printk.devkmsg=on panic=-1 reboot=t",
 		"-serial", "file:" + logName, "-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
