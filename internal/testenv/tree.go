@@ -159,17 +159,16 @@ func sum(path string) (string, error) {
 }
 
 func scanXattrs(path string) (map[string]string, error) {
-	const most = 64 << 10 // XATTR_LIST_MAX and XATTR_SIZE_MAX
-	buf := make([]byte, most)
-	n, err := unix.Llistxattr(path, buf)
+	n, err := unix.Llistxattr(path, nil)
 	if err == unix.ENOTSUP || n == 0 && err == nil {
-		return nil, nil
+		return nil, nil // most paths: no buffer for them
 	}
-	if err != nil {
+	const most = 64 << 10 // XATTR_LIST_MAX and XATTR_SIZE_MAX
+	buf, value := make([]byte, most), make([]byte, most)
+	if n, err = unix.Llistxattr(path, buf); err != nil {
 		return nil, fmt.Errorf("llistxattr: %w", err)
 	}
 	list := map[string]string{}
-	value := make([]byte, most)
 	for name := range strings.SplitSeq(strings.TrimSuffix(string(buf[:n]), "\x00"), "\x00") {
 		n, err := unix.Lgetxattr(path, name, value)
 		if err != nil {

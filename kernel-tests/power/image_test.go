@@ -9,9 +9,12 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"sync/atomic"
 	"testing"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/erofsd/erofsd/internal/api"
@@ -26,8 +29,9 @@ type image struct {
 	blobs string // directory
 	tree  testenv.Tree
 	files []string // the regular ones, sorted
-	point string   // where it is to be mounted
-	id    string   // once it was mounted
+	right *contents
+	point string // where it is to be mounted
+	id    string // once it was mounted
 }
 
 // images are those that the cache holds: by their bootstraps these of the fixtures, which
@@ -40,7 +44,9 @@ func images(t *testing.T, names []string) (list []*image) {
 		list = append(list, &image{name: name, tree: tree})
 	}
 	list = append(list, &image{name: "layered", tree: testenv.LoadTree(t, "layered.jsonl"), bound: true})
+	right := &contents{known: map[string][]byte{}}
 	for _, i := range list {
+		i.right = right
 		i.boot, i.blobs, i.point = filepath.Join(dir, i.name, "image.boot"), filepath.Join(dir, i.name, "blobs"), filepath.Join(points, i.name)
 		for _, path := range slices.Sorted(maps.Keys(i.tree)) {
 			if i.tree[path].Mode&unix.S_IFMT == unix.S_IFREG {
@@ -119,21 +125,31 @@ func (i *image) readFile(path string) error {
 }
 
 // compare reads everything and returns how many bytes lie in files that are wrong.
-func (i *image) compare(t *testing.T) (wrong int64) {
+func (i *image) compare(t *testing.T) int64 {
 	t.Helper()
-	got, err := testenv.ScanTree(i.point, true)
+	got, err := testenv.ScanTree(i.point, false)
 	if err != nil {
 		t.Error(err)
-	}
-	for _, path := range i.files {
-		if g, ok := got[path]; ok && g.SHA256 != i.tree[path].SHA256 {
-			wrong += g.Size
-		}
-	}
-	if err == nil {
+	} else {
 		i.tree.Compare(t, got, false)
 	}
-	return wrong
+	var wrong atomic.Int64
+	var g errgroup.Group
+	g.SetLimit(2 * runtime.NumCPU())
+	for _, path := range i.files {
+		g.Go(func() error {
+			p, err := os.ReadFile(filepath.Join(i.point, path))
+			if err == nil && !i.right.is(p, i.tree[path].SHA256) {
+				wrong.Add(int64(len(p)))
+				err = fmt.Errorf("wrong bytes: %s of image %s", path, i.name)
+			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+	return wrong.Load()
 }
 
 // state is the image's, mounted.
