@@ -42,11 +42,7 @@ func TestModelOfCrashes(t *testing.T) {
 		}
 	}
 	seed = cmp.Or(seed, uint64(time.Now().UnixNano()))
-	n := *histories
-	if testing.Short() {
-		n = min(n, 500)
-	}
-	t.Logf("%d histories from seed %d", n, seed)
+	t.Logf("%d histories from seed %d", *histories, seed)
 	blobs := make([]*fixture, 8)
 	for i := range blobs {
 		r := rand.New(rand.NewPCG(uint64(i), 6))
@@ -63,7 +59,7 @@ func TestModelOfCrashes(t *testing.T) {
 		wg.Go(func() {
 			for {
 				i := next.Add(1) - 1
-				if i >= int64(n) || t.Failed() {
+				if i >= int64(*histories) || t.Failed() {
 					return
 				}
 				h := newHistory(t, seed+uint64(i), blobs, &found)
@@ -73,7 +69,7 @@ func TestModelOfCrashes(t *testing.T) {
 	}
 	wg.Wait()
 	t.Logf("%+v", &found)
-	if n >= 500 && !t.Failed() && !found.everything() {
+	if *histories >= 500 && !t.Failed() && !found.everything() {
 		t.Errorf("the histories do not have everything in them: %+v", &found)
 	}
 }

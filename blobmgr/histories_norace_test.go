@@ -2,4 +2,4 @@
 
 package blobmgr
 
-const defaultHistories = 10000
+const defaultHistories = 2000

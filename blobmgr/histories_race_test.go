@@ -2,4 +2,4 @@
 
 package blobmgr
 
-const defaultHistories = 500
+const defaultHistories = 10000
