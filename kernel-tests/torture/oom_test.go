@@ -16,7 +16,8 @@ import (
 )
 
 // TestOutOfMemory has the kernel kill the worker for want of memory below readers, again
-// and again. Nobody may notice.
+// and again. They get the right bytes, or EIO while the kernel has no memory for the
+// descriptor of their event, which it denies then without asking.
 func TestOutOfMemory(t *testing.T) {
 	way := transport(t)
 	if _, err := os.Stat(filepath.Join(memoryCgroups, "memory.oom_control")); err != nil {
