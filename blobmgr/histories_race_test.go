@@ -1,5 +1,0 @@
-//go:build race
-
-package blobmgr
-
-const defaultHistories = 10000
