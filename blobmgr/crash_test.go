@@ -20,7 +20,7 @@ import (
 )
 
 var (
-	histories = flag.Int("histories", defaultHistories, "how many histories TestModelOfCrashes runs")
+	histories = flag.Int("histories", 10000, "how many histories TestModelOfCrashes runs")
 	firstSeed = flag.Uint64("seed", 0, "the first of them; 0: $SEED, else another each time")
 )
 
