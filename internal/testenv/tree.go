@@ -165,8 +165,12 @@ func scanXattrs(path string) (map[string]string, error) {
 	}
 	const most = 64 << 10 // XATTR_LIST_MAX and XATTR_SIZE_MAX
 	buf, value := make([]byte, most), make([]byte, most)
-	if n, err = unix.Llistxattr(path, buf); err != nil {
+	n, err = unix.Llistxattr(path, buf)
+	if err != nil {
 		return nil, fmt.Errorf("llistxattr: %w", err)
+	}
+	if n == 0 {
+		return nil, nil // overlayfs counts its own names, and lists none of them
 	}
 	list := map[string]string{}
 	for name := range strings.SplitSeq(strings.TrimSuffix(string(buf[:n]), "\x00"), "\x00") {
