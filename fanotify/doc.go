@@ -57,7 +57,8 @@
 // Read first: [Group] (group.go) and server (server.go, fill.go), whose comments
 // follow one event from the kernel and back; codec.go is the wire format. A read came
 // from EROFS and goes on in the Object, which is a blob of package blobmgr. Then
-// journal.go, with the order of all that is written there, and takeover.go.
+// journal.go, with the order of all that is written there, takeover.go, and headroom.go
+// for what happens when memory ends.
 //
 // Locks: Group.mu guards the table of files and is never held over a system
 // call or a call of an Object. journal.mu counts who uses the memory, and

@@ -63,6 +63,7 @@ func (g *Group) Serve(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("serve fanotify group: %w", err)
 	}
+	defer s.headroom.release()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	reading, stop := s.untilLeave(ctx, cancel)
@@ -90,8 +91,9 @@ func (g *Group) Serve(ctx context.Context) error {
 // the rest waits in the kernel, where it costs no descriptor.
 type server struct {
 	*Group
-	slots chan struct{} // one for each Fill under way
-	fills sync.WaitGroup
+	slots    chan struct{} // one for each Fill under way
+	fills    sync.WaitGroup
+	headroom *headroom
 
 	conn   syscall.RawConn
 	buf    []byte                // the journal's, if there is one
@@ -115,7 +117,11 @@ func newServer(g *Group) (*server, error) {
 	if slots < g.o.MaxInFlight {
 		g.o.Logger.Warn("fewer fills at a time than configured, for the limit of open files (RLIMIT_NOFILE)", "n", slots)
 	}
-	s := &server{Group: g, slots: make(chan struct{}, slots), conn: conn}
+	spare, err := newHeadroom()
+	if err != nil {
+		return nil, err
+	}
+	s := &server{Group: g, slots: make(chan struct{}, slots), headroom: spare, conn: conn}
 	s.readFn = s.tryRead
 	size := max(largestEvent, min(slots, batch)*eventLen)
 	if g.journal == nil {
@@ -238,6 +244,7 @@ func (s *server) read(size int) (int, error) {
 }
 
 func (s *server) tryRead(fd uintptr) bool {
+	s.headroom.restore()
 	s.n, s.err = unix.Read(int(fd), s.buf[:s.size])
 	for s.err == unix.EINTR {
 		s.n, s.err = unix.Read(int(fd), s.buf[:s.size])
