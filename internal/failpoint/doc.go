@@ -7,7 +7,9 @@
 //
 // name is one of [Names], action is one of
 //
-//	kill   SIGKILL to itself: what the kernel's out-of-memory killer does
+//	kill   SIGKILL to itself
+//	oom    take memory until the kernel's out-of-memory killer ends the process: for one
+//	       in a cgroup with a limit below a gigabyte
 //	segv   SIGSEGV to itself, on which the runtime ends the process
 //	exit   exit with code 1, without running anything deferred
 //	panic  panic in the goroutine that hits

@@ -85,6 +85,7 @@ func TestActions(t *testing.T) {
 		{on, place + "=kill", 1, "signal: killed"},
 		{on, place + "=kill@3", 3, "signal: killed"},
 		{on, place + "=segv", 1, "exit status 2"},
+		{on, place + "=oom", 1, "exit status 2"}, // nothing limits it
 		{on, place + "=exit@2", 2, "exit status 1"},
 		{on, place + "=panic", 1, "exit status 2"},
 		{on, place + "=kill," + place + "=kill", 1, "exit status 2"},

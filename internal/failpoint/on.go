@@ -3,8 +3,10 @@
 package failpoint
 
 import (
+	"bytes"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -49,6 +51,8 @@ func Hit(name string) {
 	case "kill":
 		raise(syscall.SIGKILL)
 		stay()
+	case "oom":
+		exhaust()
 	case "segv":
 		raise(syscall.SIGSEGV)
 		stay()
@@ -84,6 +88,16 @@ func raise(s syscall.Signal) {
 	}
 }
 
+// exhaust takes memory until the process is killed for it.
+func exhaust() {
+	var all [1 << 10][]byte
+	for i := range all {
+		all[i] = bytes.Repeat([]byte{1}, 1<<20)
+	}
+	runtime.KeepAlive(all)
+	panic("a gigabyte was taken, and the kernel killed nobody: want a cgroup with a limit")
+}
+
 // stay never returns: a signal may come a little after it was sent.
 func stay() {
 	for {
@@ -106,7 +120,7 @@ func parse(s string) (map[string]*point, error) {
 		if list[name] != nil {
 			return nil, fmt.Errorf("%q: %s is there twice", item, name)
 		}
-		if !slices.Contains([]string{"kill", "segv", "exit", "panic", "sleep", "stop"}, action) {
+		if !slices.Contains([]string{"kill", "oom", "segv", "exit", "panic", "sleep", "stop"}, action) {
 			return nil, fmt.Errorf("%q: no such action", item)
 		}
 		if counted {

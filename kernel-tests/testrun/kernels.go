@@ -25,7 +25,7 @@ var guestTests = []struct{ folder, run string }{ // every one with the build tag
 	{"./internal/daemon", "^(TestHandover|TestRemove|TestCacheLimit|TestBind|TestBindAnother|TestPrefetch)$"},
 	{"./kernel-tests/scenario", "^(TestScenarios|TestBesideNydusd)$/^(cachefiles|erofsd|nydusd)$"},
 	{"./kernel-tests/smoke", "^(TestSmoke|TestConformance)$/^cachefiles$"},
-	{"./kernel-tests/torture", "^(TestKillMatrix|TestKilledTogether|TestKeeperKilled|TestNoSuccessor|TestSignals|TestUpgrade|TestLostTable)$"},
+	{"./kernel-tests/torture", "^(TestKillMatrix|TestKilledTogether|TestKeeperKilled|TestNoSuccessor|TestSignals|TestOutOfMemory|TestUpgrade|TestLostTable)$"},
 }
 
 // killTests kill at named places: programs that have the build tag failpoint.

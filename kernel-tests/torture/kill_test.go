@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"syscall"
@@ -49,7 +50,8 @@ func rounds(t *testing.T, short int) int {
 }
 
 // TestKillMatrix kills the worker at every named place, while readers compare every byte
-// and images come and go. Nobody may notice.
+// and images come and go: by a signal, by a crash, and for want of memory in turn. Nobody
+// may notice.
 func TestKillMatrix(t *testing.T) {
 	if !failpoint.Enabled {
 		testenv.Need(t, "failpoints", "build the test with -tags failpoint")
@@ -57,16 +59,23 @@ func TestKillMatrix(t *testing.T) {
 	way := transport(t)
 	seed := newSeed(t)
 	one, two := newImage(t, seed, 120, "zstd"), newImage(t, seed+1, 20, "none")
+	deaths := []string{"kill", "segv", "oom"}
 	for _, name := range failpoint.Names {
 		if !on(way, name) {
 			continue
 		}
-		t.Run(name, func(t *testing.T) {
-			for n := range rounds(t, 3) {
-				r := rand.New(rand.NewPCG(seed, uint64(n)))
-				killAt(t, way, name, []string{"kill", "kill", "segv"}[n%3], r, one, two)
-			}
-		})
+		for first, death := range deaths {
+			t.Run(name+"/"+death, func(t *testing.T) {
+				prepare := unprepared
+				if death == "oom" {
+					prepare = newCgroup(t).confine
+				}
+				for n := first; n < rounds(t, 3); n += len(deaths) {
+					r := rand.New(rand.NewPCG(seed, uint64(n)))
+					killAt(t, prepare, way, name, death, r, one, two)
+				}
+			})
+		}
 	}
 }
 
@@ -86,18 +95,18 @@ func on(way, name string) bool {
 }
 
 // killAt has a worker die at the place called name, one hit or another.
-func killAt(t *testing.T, way, name, action string, r *rand.Rand, one, two *image) {
+func killAt(t *testing.T, prepare func(*exec.Cmd), way, name, death string, r *rand.Rand, one, two *image) {
 	t.Helper()
-	script := []string{fmt.Sprintf("%s=%s@%d", name, action, 1+r.IntN(often(name)))}
+	script := []string{fmt.Sprintf("%s=%s@%d", name, death, 1+r.IntN(often(name)))}
 	if strings.Contains(name, "takeover") {
-		script = []string{way + ".filled=kill@5", name + "=" + action}
+		script = []string{way + ".filled=kill@5", name + "=" + death}
 	}
 	o := daemon.Options{Transport: way, FillTimeout: patience, NoCompletion: r.IntN(2) == 0}
 	evict := strings.Contains(name, "evict")
 	if evict {
 		o.High, o.Low, o.Grace = 2<<20, 3<<19, 200*time.Millisecond
 	}
-	m := start(t, o, script...)
+	m := startAs(t, scratch(t), o, prepare, script...)
 	point := m.mount(one, "one")
 	s := &score{}
 	wait := s.readers(one, point, readersAtOnce, r.Uint64())

@@ -22,7 +22,7 @@ cpus=$(($(nproc) / ${#kernels[@]}))
 guests=()
 for kernel in "${kernels[@]}"; do
   vm="go run github.com/erofsd/erofsd/kernel-tests/vm -timeout 24h -cpus $((cpus > 0 ? cpus : 1)) -kernel $kernel -env ROUNDS=$ROUNDS${SEED:+ -env SEED=$SEED}"
-  run -tags failpoint -exec "$vm" -run 'TestKillMatrix|TestKilledTogether|TestKeeperKilled|TestNoSuccessor|TestSignals|TestUpgrade|TestLostTable' ./kernel-tests/torture &
+  run -tags failpoint -exec "$vm" -run 'TestKillMatrix|TestKilledTogether|TestKeeperKilled|TestNoSuccessor|TestSignals|TestOutOfMemory|TestUpgrade|TestLostTable' ./kernel-tests/torture &
   guests+=($!)
 done
 for guest in "${guests[@]}"; do

@@ -74,8 +74,11 @@ func start(t *testing.T, o daemon.Options, script ...string) *machine {
 // startIn is start in the directory of an earlier machine.
 func startIn(t *testing.T, dir string, o daemon.Options, script ...string) *machine {
 	t.Helper()
-	return startAs(t, dir, o, func(*exec.Cmd) {}, script...)
+	return startAs(t, dir, o, unprepared, script...)
 }
+
+// unprepared is for a keeper that is started as any is.
+func unprepared(*exec.Cmd) {}
 
 // startAs is startIn of a keeper whose command is made ready by prepare.
 func startAs(t *testing.T, dir string, o daemon.Options, prepare func(*exec.Cmd), script ...string) *machine {

@@ -73,6 +73,10 @@ func runKeeper(args []string) int {
 // runWorker is what cmd/erofsd does as worker. args are the API's socket, and the options
 // in JSON.
 func runWorker(args []string) int {
+	if err := enterCgroup(); err != nil {
+		fmt.Fprintln(os.Stderr, "enter the cgroup:", err)
+		return 1
+	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	holder, err := daemon.Connect()
 	signal.Ignore(syscall.SIGPIPE) // the keeper may be gone, and with it who reads the log
