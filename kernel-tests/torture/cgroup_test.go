@@ -14,12 +14,11 @@ import (
 	"github.com/erofsd/erofsd/internal/testenv"
 )
 
-// memoryLimit is room for a daemon, its keeper, and what they have to do in these tests.
+// memoryLimit is room for a worker, and for what it has to do in these tests.
 const memoryLimit = 128 << 20
 
 // cgroupEnv names the cgroup that a worker enters before it does anything. The keeper stays
-// outside: where nobody may protect it from the kernel, as it protects itself, it would be
-// killed too.
+// outside: it has the kernel spare it, but not every machine that tests lets it.
 const cgroupEnv = "EROFSD_TORTURE_CGROUP"
 
 // A cgroup limits the memory of the processes in it, by version 1 or 2 of the interface.

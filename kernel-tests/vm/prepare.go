@@ -32,7 +32,7 @@ func (m *machine) prepare(row string, command []string) error {
 	root := moduleRoot(dir)
 	shared := filepath.Join(root, "..", "shared")
 	fixtures := cmp.Or(os.Getenv("EROFSD_FIXTURES"), filepath.Join(shared, "fixtures", "rafs-v6"))
-	folders, mustRun := []string{root}, "root,cachefiles"
+	folders, mustRun := []string{root}, "root,cachefiles,memory cgroup"
 	if isDir(shared) {
 		folders = append(folders, shared)
 	}

@@ -133,7 +133,7 @@ func TestPrepare(t *testing.T) {
 	if m.job.Stderr {
 		t.Error("one file for both outputs makes two ports")
 	}
-	for _, want := range []string{"EROFSD_GUEST=6.1", "GODEBUG=a=b", "TEST_MUST_RUN=root,cachefiles,fixtures", "EROFSD_TEST_DIR=/cache", "NAME=a=b"} {
+	for _, want := range []string{"EROFSD_GUEST=6.1", "GODEBUG=a=b", "TEST_MUST_RUN=root,cachefiles,memory cgroup,fixtures", "EROFSD_TEST_DIR=/cache", "NAME=a=b"} {
 		if !slices.Contains(m.job.Env, want) {
 			t.Errorf("the program's environment %q has no %s", m.job.Env, want)
 		}
