@@ -1,6 +1,7 @@
 package torture
 
 import (
+	"bytes"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -109,11 +110,7 @@ func (c cgroup) starve(victim int) (end func()) {
 func runHog() {
 	var all [][]byte
 	for {
-		p := make([]byte, 1<<20)
-		for i := range p {
-			p[i] = 1
-		}
-		all = append(all, p)
+		all = append(all, bytes.Repeat([]byte{1}, 1<<20))
 		time.Sleep(10 * time.Millisecond)
 		runtime.KeepAlive(all)
 	}
