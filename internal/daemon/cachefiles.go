@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -119,8 +120,6 @@ func (t *cachefilesTransport) leave(stop context.CancelFunc) { stop() }
 
 func (t *cachefilesTransport) close(bool) error { return t.device.Close() }
 
-func (t *cachefilesTransport) idle(*device) error { return nil }
-
 func (t *cachefilesTransport) completed(*device) {}
 
 // domain is the kernel's domain_id of k.
@@ -214,22 +213,22 @@ func (t *cachefilesTransport) unbind(b *binding) bool {
 	return true
 }
 
-// remove forgets img's keys; a blob's only with its last image, and its bootstrap's
-// unless the image was opened anew meanwhile.
+// remove forgets img's bootstrap, unless the image was opened anew meanwhile.
 func (t *cachefilesTransport) remove(img *image) {
-	t.d.mu.Lock()
-	defer t.d.mu.Unlock()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	k := img.key.object(img.key.id)
 	if b, ok := t.objects[k].(*bootFile); ok && b.f == img.boot {
 		delete(t.objects, k)
 	}
-	for _, v := range img.devices {
-		if v.images == 1 {
-			delete(t.objects, img.key.object(v.blob.ID()))
-		}
-	}
+}
+
+// idle forgets v, whichever images it had.
+func (t *cachefilesTransport) idle(v *device) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	maps.DeleteFunc(t.objects, func(_ cachefiles.Key, o served) bool { return o == v })
+	return nil
 }
 
 func (t *cachefilesTransport) found(context.Context, *image) error { return nil }

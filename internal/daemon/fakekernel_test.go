@@ -72,6 +72,20 @@ func (d *inProcess) fixture(t testing.TB, name string) (mountRequest, imageKey) 
 	return r, imageKey{id: id}
 }
 
+// acquired opens the image of r.
+func (d *inProcess) acquired(t testing.TB, r mountRequest) *image {
+	t.Helper()
+	src, err := d.resolve(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := d.acquire(t.Context(), src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
 // open has the kernel open the object of k.
 func (d *inProcess) open(t testing.TB, k cachefiles.Key) *cachefilestest.Object {
 	t.Helper()

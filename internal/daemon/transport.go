@@ -27,8 +27,8 @@ type transport interface {
 	serve(ctx context.Context) error
 	// adopt goes on with what an earlier daemon mounted. It comes before serve.
 	adopt(ctx context.Context) error
-	// add makes the kernel's requests for img answerable, remove is its opposite: img
-	// and its blobs are about to be closed.
+	// add makes the kernel's requests for img answerable. remove is its opposite, but for
+	// the blobs, of which idle is told: img is about to be closed.
 	add(ctx context.Context, img *image) error
 	remove(img *image)
 	// bind makes the kernel's requests for b's names answerable, and unbind is its

@@ -157,22 +157,11 @@ func TestOpenedLate(t *testing.T) {
 func TestOpenedWhileClosed(t *testing.T) {
 	d := startFake(t, false)
 	r, k := d.fixture(t, "zstd")
-	acquire := func() *image {
-		src, err := d.resolve(t.Context(), r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		img, err := d.acquire(t.Context(), src)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return img
-	}
-	old := acquire()
+	old := d.acquired(t, r)
 	d.mu.Lock()
 	delete(d.images, k) // closeIfIdle has come so far
 	d.mu.Unlock()
-	young := acquire()
+	young := d.acquired(t, r)
 	if err := d.closeImage(old); err != nil {
 		t.Error(err)
 	}
