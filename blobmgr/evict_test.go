@@ -309,7 +309,7 @@ func TestEvictedStaysAway(t *testing.T) {
 	check(t, b, x, 0, b.Size())
 }
 
-// TestRoom: a read above the limit waits until there is room, if there will be, and one
+// TestRoom: a read above the limit waits until there is room or no hope of it, and one
 // that finds the disk full is tried again when there is.
 func TestRoom(t *testing.T) {
 	x := makeBlob(t, 72, []int{8192, 8192})
@@ -332,23 +332,23 @@ func TestRoom(t *testing.T) {
 		t.Errorf("a full disk without a limit: %v", err)
 	}
 	<-m.Short()
-	m.SetRoom(Room{Unasked: 1 << 40, All: 1 << 40, Coming: true})
+	m.SetRoom(Room{Unasked: 1 << 40, All: 1 << 40})
 	filled := make(chan error)
 	go func() { filled <- b.Fill(t.Context(), 0, 1) }()
 	<-m.Short()
 	full.Store(false)
-	m.SetRoom(Room{Unasked: 1 << 40, All: 1 << 40, Coming: true})
+	m.SetRoom(Room{Unasked: 1 << 40, All: 1 << 40})
 	if err := <-filled; err != nil {
 		t.Error(err)
 	}
 
-	m.SetRoom(Room{Coming: true})
+	m.SetRoom(Room{})
 	go func() { filled <- b.Fill(t.Context(), 8192, 1) }()
 	<-m.Short()
 	if b.Ready(8192, 1) {
 		t.Error("filled though there is no room")
 	}
-	m.SetRoom(Room{}) // nor will there be
+	m.SetRoom(Room{Hopeless: true})
 	if err := <-filled; err != nil {
 		t.Error(err)
 	}

@@ -16,9 +16,9 @@ const roomWait = 20 * time.Second
 // Room is how much more disk cache files may take, counted from Manager.Growth's grown.
 type Room struct {
 	Unasked int64 // up to here completion and prefetch go
-	All     int64 // up to here readahead goes; above it reads wait
-	// Coming says that reads above All need not wait in vain: data is about to go.
-	Coming bool
+	All     int64 // up to here readahead goes; above it reads wait for the next SetRoom
+	// Hopeless says that reads above All would wait in vain: nothing can go.
+	Hopeless bool
 }
 
 // A room keeps account of the disk that cache files take.
@@ -127,7 +127,7 @@ func (r *room) wait(ctx context.Context) {
 	defer t.Stop()
 	for {
 		r.mu.Lock()
-		ok, changed := r.fits() || !r.Coming || r.vain, r.changed
+		ok, changed := r.fits() || r.Hopeless || r.vain, r.changed
 		r.mu.Unlock()
 		if ok {
 			return
@@ -160,7 +160,7 @@ func (r *room) over() bool {
 		return false
 	}
 	r.tell()
-	if !r.Coming || r.vain {
+	if r.Hopeless || r.vain {
 		return false
 	}
 	r.waits++
@@ -181,7 +181,7 @@ func (r *room) plead(ctx context.Context) bool {
 	defer t.Stop()
 	for {
 		r.mu.Lock()
-		made, hopeless, changed := r.told > since && r.fits(), r.told > since && !r.Coming, r.changed
+		made, hopeless, changed := r.told > since && r.fits(), r.told > since && r.Hopeless, r.changed
 		r.mu.Unlock()
 		if made || hopeless {
 			return made

@@ -9,7 +9,7 @@ import (
 // something went they wait again.
 func TestRoomInVain(t *testing.T) {
 	r := newRoom(time.Millisecond)
-	r.limited, r.Room = true, Room{Coming: true}
+	r.limited, r.Room = true, Room{}
 	r.take(10)
 	for _, c := range []struct {
 		what  string

@@ -50,6 +50,7 @@ func (d *Daemon) watchQuota() {
 	case <-d.ctx.Done():
 		return
 	}
+	defer d.blobs.SetRoom(blobmgr.Room{Hopeless: true})
 	q := &quota{d: d, readers: quiescence{proc: "/proc"}}
 	t := time.NewTicker(max(d.o.Grace/graceTicks, time.Millisecond))
 	defer t.Stop()
@@ -96,11 +97,13 @@ func (q *quota) safe() uint32 {
 	return min(q.now-graceTicks, q.readers.passed)
 }
 
-// round makes room if it is needed; short says that a read waits for it.
+// round makes room if it is needed, and says how much there is; short says that a read
+// waits for it. With an error nobody need wait.
 func (q *quota) round(ctx context.Context, short bool) error {
 	used := q.used()
 	if q.looked.IsZero() || short || used > q.prepare() || time.Since(q.looked) > quotaEvery {
 		if err := q.look(); err != nil {
+			q.d.blobs.SetRoom(blobmgr.Room{Hopeless: true})
 			return err
 		}
 		used = q.used()
@@ -114,7 +117,10 @@ func (q *quota) round(ctx context.Context, short bool) error {
 	if t, ok := q.d.kernel.(*fanotifyTransport); ok {
 		t.settle(used <= (q.high+q.low)/2)
 	}
-	q.d.blobs.SetRoom(blobmgr.Room{Unasked: q.low - q.bytes + q.grown, All: q.high - q.bytes + q.grown, Coming: coming})
+	q.d.blobs.SetRoom(blobmgr.Room{
+		Unasked: q.low - q.bytes + q.grown, All: q.high - q.bytes + q.grown,
+		Hopeless: !coming && (used > q.high || err != nil),
+	})
 	return err
 }
 
