@@ -2,6 +2,7 @@ package torture
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -64,10 +65,10 @@ func (c cgroup) write(name string, value int) error {
 	return os.WriteFile(filepath.Join(c.dir, name), []byte(strconv.Itoa(value)), 0)
 }
 
-// confine has the workers of the keeper cmd enter the cgroup.
+// confine has the workers of the keeper cmd enter the cgroup, or cmd itself if it is the hog.
 func (c cgroup) confine(cmd *exec.Cmd) { cmd.Env = append(cmd.Environ(), cgroupEnv+"="+c.dir) }
 
-// enterCgroup is what a worker does with confine.
+// enterCgroup is what workers and the hog do with confine.
 func enterCgroup() error {
 	dir := os.Getenv(cgroupEnv)
 	if dir == "" {
@@ -94,6 +95,7 @@ func (c cgroup) starve(victim int) (end func()) {
 	}
 	hog := exec.Command("/proc/self/exe")
 	hog.Args[0] = hogName
+	c.confine(hog) // from its start: memory from before would make it the one to be killed
 	if err := hog.Start(); err != nil {
 		c.t.Fatal(err)
 	}
@@ -102,12 +104,15 @@ func (c cgroup) starve(victim int) (end func()) {
 		_ = hog.Wait()
 	}
 	c.t.Cleanup(end)
-	c.add(hog.Process.Pid)
 	return end
 }
 
 // runHog takes memory until it is killed.
-func runHog() {
+func runHog() int {
+	if err := enterCgroup(); err != nil {
+		fmt.Fprintln(os.Stderr, "enter the cgroup:", err)
+		return 1
+	}
 	var all [][]byte
 	for {
 		all = append(all, bytes.Repeat([]byte{1}, 1<<20))

@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 	case os.Args[0] == keeperName:
 		os.Exit(runKeeper(os.Args[1:]))
 	case os.Args[0] == hogName:
-		runHog()
+		os.Exit(runHog())
 	case os.Args[0] == workerName:
 		os.Exit(runWorker(os.Args[1:]))
 	}
