@@ -14,6 +14,8 @@ import (
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+
+	"github.com/erofsd/erofsd/internal/boltcheck"
 )
 
 // storeTimeout is how long New waits for another process to let go of the store.
@@ -24,7 +26,7 @@ const storeVersion = "v1"
 
 // checkStore reads all of a store before it is used, and changes nothing. It refuses one that a
 // newer version has written: what is not found in it would be taken for removed, and its
-// files for garbage; and a damaged one, in which bbolt would panic later.
+// files for garbage; and a damaged one, which would end the process later.
 func checkStore(name string) error {
 	st, err := os.Stat(name)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && st.Size() == 0 {
@@ -33,7 +35,7 @@ func checkStore(name string) error {
 	return unharmed(func() error { return readStore(name) })
 }
 
-// unharmed has f read a store; that bbolt panics means that it is damaged.
+// unharmed has f open a store; that bbolt panics means that it is damaged.
 func unharmed(f func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // of a file that was cut
 	defer func() {
@@ -44,9 +46,9 @@ func unharmed(f func() error) (err error) {
 	return f()
 }
 
-// readStore reads all of a store. It may panic.
+// readStore reads all of a store, which nobody else writes to meanwhile. It may panic.
 func readStore(name string) error {
-	db, err := bolt.Open(name, 0o600, &bolt.Options{Timeout: storeTimeout, ReadOnly: true, PreLoadFreelist: true})
+	db, err := bolt.Open(name, 0o600, &bolt.Options{Timeout: storeTimeout, ReadOnly: true})
 	switch {
 	case errors.Is(err, bolterrors.ErrTimeout):
 		return errors.New("another process has it open; stop that first")
@@ -56,30 +58,31 @@ func readStore(name string) error {
 		return damaged(err)
 	}
 	defer db.Close() // nothing was written
+	if err := checkPages(name); err != nil {
+		return damaged(err)
+	}
 	return db.View(func(tx *bolt.Tx) error {
-		return tx.ForEach(func(name []byte, b *bolt.Bucket) error {
+		return tx.ForEach(func(name []byte, _ *bolt.Bucket) error {
 			if string(name) != storeVersion {
 				return newer(fmt.Errorf("it has %.40q, and only %s is known here", name, storeVersion))
 			}
-			return readBucket(b, maxBuckets)
+			return nil
 		})
 	})
 }
 
-// maxBuckets is how many buckets can be in one another; containerd has four.
-const maxBuckets = 16
-
-// readBucket reads everything in a bucket.
-func readBucket(b *bolt.Bucket, depth int) error {
-	if depth == 0 {
-		return damaged(errors.New("there is no end of it"))
+// checkPages reads all of a store without bbolt, which believes what it reads.
+func checkPages(name string) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
 	}
-	return b.ForEach(func(name, value []byte) error {
-		if value != nil {
-			return nil
-		}
-		return readBucket(b.Bucket(name), depth-1)
-	})
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	return boltcheck.Check(f, st.Size())
 }
 
 // newer says what can be done about a store that cannot be understood.

@@ -50,7 +50,7 @@ func TestNewerStore(t *testing.T) {
 }
 
 // TestFlippedStore starts over stores with flipped bytes and cut ones: each is opened, or
-// refused with a word of what to do; no program ends.
+// refused with a word of what to do; no program ends, then or when it reads and writes.
 func TestFlippedStore(t *testing.T) {
 	whole := filepath.Join(t.TempDir(), "metadata.db")
 	root := t.TempDir()
@@ -99,7 +99,9 @@ func TestFlippedStore(t *testing.T) {
 			continue
 		}
 		opened++
-		_ = s.Walk(t.Context(), func(context.Context, snapshots.Info) error { return nil }) // what it finds is as it may be
+		_ = s.Walk(t.Context(), func(context.Context, snapshots.Info) error { return nil }) // what these find is as it may be
+		_, _ = s.Prepare(t.Context(), "new", "layer1")
+		_ = s.Remove(t.Context(), "layer2")
 		if err := s.Close(); err != nil {
 			t.Error(err)
 		}

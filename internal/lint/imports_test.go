@@ -52,7 +52,8 @@ var ours = map[string][]string{
 
 	"internal/keychain": {"backend/registry"}, // docker's configuration and helpers
 
-	"snapshotter": {"internal/api"},
+	"internal/boltcheck": {},
+	"snapshotter":        {"internal/api", "internal/boltcheck"},
 
 	"internal/daemon": {
 		"backend", "backend/httpproxy", "backend/localdisk", "backend/localfs", "backend/registry", "backend/s3", "backend/oss", "blobmgr",
