@@ -137,18 +137,22 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 		if err := s.own(sn, dir); err != nil {
 			return err
 		}
-		return s.place(dir, sn.ID)
+		return s.place(ctx, dir, sn.ID)
 	})
 	return sn, s.placed(dir, err)
 }
 
 // place gives a new directory its name. It needs a write transaction with the entry of id: what
-// has the name already is garbage, of a transaction that failed or a store that was removed.
-func (s *Snapshotter) place(dir, id string) error {
+// has the name already is garbage, of a transaction that failed or a store that was removed,
+// if no other entry has that number.
+func (s *Snapshotter) place(ctx context.Context, dir, id string) error {
 	failpoint.Hit("snapshotter.place")
 	name := s.path(snapshotsDir, id)
 	err := os.Rename(dir, name)
 	if errors.Is(err, os.ErrExist) {
+		if err := checkNumbers(ctx); err != nil {
+			return fmt.Errorf("%s: %w", s.path("metadata.db"), err)
+		}
 		if _, err = s.toTrash(id); err == nil {
 			s.garbage.look()
 			err = os.Rename(dir, name)

@@ -73,7 +73,7 @@ func (s *Snapshotter) commitEmpty(ctx context.Context, key, name string, t targe
 		if _, err := storage.CommitActive(ctx, key, name, snapshots.Usage{}, opts); err != nil {
 			return err
 		}
-		return s.place(dir, sn.ID)
+		return s.place(ctx, dir, sn.ID)
 	})
 	failpoint.Hit("snapshotter.skipped")
 	return s.placed(dir, err)

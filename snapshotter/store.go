@@ -106,14 +106,31 @@ func (s *Snapshotter) openStore() error {
 		o.Timeout = storeTimeout
 		return nil
 	})
-	if err == nil {
-		err = initStore(store)
-	}
 	if err != nil {
 		return fmt.Errorf("open snapshotter: %s: %w", name, err)
 	}
+	if err = initStore(store); err == nil {
+		err = store.WithTransaction(context.Background(), false, checkNumbers)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("open snapshotter: %s: %w", name, err), store.Close())
+	}
 	s.store = store
 	return nil
+}
+
+// checkNumbers refuses a store in which two snapshots have one number, and so one directory: the
+// files of the one would go with the other. It needs a transaction.
+func checkNumbers(ctx context.Context) error {
+	names := make(map[string]string)
+	return storage.WalkInfo(ctx, func(ctx context.Context, info snapshots.Info) error {
+		id, _, _, err := storage.GetInfo(ctx, info.Name)
+		if other, ok := names[id]; err == nil && ok {
+			err = damaged(fmt.Errorf("snapshots %.100q and %.100q both have number %s", other, info.Name, id))
+		}
+		names[id] = info.Name
+		return err
+	})
 }
 
 // initStore gives a new store its tables: without them nothing is not found, but an error.

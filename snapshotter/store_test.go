@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -25,27 +26,64 @@ func TestNewerStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	name := filepath.Join(root, "metadata.db")
-	change := func(f func(tx *bolt.Tx) error) {
-		t.Helper()
-		db, err := bolt.Open(name, 0o600, nil)
-		if err == nil {
-			err = errors.Join(db.Update(f), db.Close())
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	change(func(tx *bolt.Tx) error { _, err := tx.CreateBucket([]byte("v2")); return err })
+	change(t, name, func(tx *bolt.Tx) error { _, err := tx.CreateBucket([]byte("v2")); return err })
 	if s, err := New(root, nil, nil); err == nil || !strings.Contains(err.Error(), "newer version") || !strings.Contains(err.Error(), name) {
 		t.Errorf("opened: %v, %v", s, err)
 	}
 	if got := names(t, root, snapshotsDir); len(got) != 1 {
 		t.Errorf("directories %q, want one", got)
 	}
-	change(func(tx *bolt.Tx) error { return tx.DeleteBucket([]byte("v2")) })
+	change(t, name, func(tx *bolt.Tx) error { return tx.DeleteBucket([]byte("v2")) })
 	s = open(t, root)
 	if _, err := s.Stat(t.Context(), "base"); err != nil {
 		t.Error(err)
+	}
+}
+
+// change changes a store that nobody has open.
+func change(t *testing.T, name string, f func(tx *bolt.Tx) error) {
+	t.Helper()
+	db, err := bolt.Open(name, 0o600, nil)
+	if err == nil {
+		err = errors.Join(db.Update(f), db.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestNumberTwice has a store that gives a number again, and then one in which two snapshots
+// have it: the files of neither are touched.
+func TestNumberTwice(t *testing.T) {
+	root := t.TempDir()
+	name := filepath.Join(root, "metadata.db")
+	s := open(t, root)
+	layer(t, s, "base", "")
+	layer(t, s, "other", "")
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	before := names(t, root, snapshotsDir)
+	numbers := func(tx *bolt.Tx) *bolt.Bucket { return tx.Bucket([]byte(storeVersion)).Bucket([]byte("snapshots")) }
+	change(t, name, func(tx *bolt.Tx) error { return numbers(tx).SetSequence(1) })
+	s = open(t, root)
+	if _, err := s.Prepare(t.Context(), "new", ""); err == nil || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), "damaged") {
+		t.Errorf("a number that is another's: %v", err)
+	}
+	if _, err := s.Stat(t.Context(), "new"); !errdefs.IsNotFound(err) {
+		t.Errorf("refused, and yet there: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	change(t, name, func(tx *bolt.Tx) error {
+		return numbers(tx).Bucket([]byte("other")).Put([]byte("id"), numbers(tx).Bucket([]byte("base")).Get([]byte("id")))
+	})
+	if s, err := New(root, nil, nil); err == nil || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), "damaged") {
+		t.Errorf("opened: %v, %v", s, err)
+	}
+	if after := names(t, root, snapshotsDir); !slices.Equal(before, after) {
+		t.Errorf("directories %q, want %q", after, before)
 	}
 }
 
