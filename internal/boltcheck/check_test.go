@@ -85,7 +85,7 @@ func free(b []byte) []byte {
 
 var native = binary.NativeEndian
 
-func any(p []byte) bool { return native.Uint16(p[10:]) > 0 }
+func notEmpty(p []byte) bool { return native.Uint16(p[10:]) > 0 }
 
 // changeMeta changes both states, and makes their sums right.
 func changeMeta(b []byte, change func(meta []byte)) {
@@ -133,37 +133,37 @@ func TestCheck(t *testing.T) {
 			return b
 		}, "neither"},
 		{"a page with another number", func(b []byte) []byte {
-			native.PutUint64(page(t, b, 1, any), 3)
+			native.PutUint64(page(t, b, 1, notEmpty), 3)
 			return b
 		}, "says that it is page"},
 		{"a branch below itself", func(b []byte) []byte {
-			p := page(t, b, 1, any)
+			p := page(t, b, 1, notEmpty)
 			copy(p[16+8:][:8], p[:8])
 			return b
 		}, "two places"},
 		{"a page below two", func(b []byte) []byte {
-			p := page(t, b, 1, any)
+			p := page(t, b, 1, notEmpty)
 			copy(p[32+8:][:8], p[16+8:][:8])
 			return b
 		}, "two places"},
 		{"a branch without anything", func(b []byte) []byte {
-			native.PutUint16(page(t, b, 1, any)[10:], 0)
+			native.PutUint16(page(t, b, 1, notEmpty)[10:], 0)
 			return b
 		}, "nothing below"},
 		{"a key outside of a branch", func(b []byte) []byte {
-			native.PutUint32(page(t, b, 1, any)[16:], 1<<30)
+			native.PutUint32(page(t, b, 1, notEmpty)[16:], 1<<30)
 			return b
 		}, "not in the page"},
 		{"a key outside of a leaf", func(b []byte) []byte {
-			native.PutUint32(page(t, b, 2, any)[16+4:], ^uint32(0))
+			native.PutUint32(page(t, b, 2, notEmpty)[16+4:], ^uint32(0))
 			return b
 		}, "not in the page"},
 		{"a value outside", func(b []byte) []byte {
-			native.PutUint32(page(t, b, 2, any)[16+12:], ^uint32(0))
+			native.PutUint32(page(t, b, 2, notEmpty)[16+12:], ^uint32(0))
 			return b
 		}, "not in the page"},
 		{"an element of another kind", func(b []byte) []byte {
-			page(t, b, 2, any)[16] |= 2
+			page(t, b, 2, notEmpty)[16] |= 2
 			return b
 		}, "flags"},
 		{"a value as a bucket", func(b []byte) []byte {
@@ -171,7 +171,7 @@ func TestCheck(t *testing.T) {
 			return b
 		}, "bucket"},
 		{"an empty key", func(b []byte) []byte {
-			native.PutUint32(page(t, b, 2, any)[16+8:], 0)
+			native.PutUint32(page(t, b, 2, notEmpty)[16+8:], 0)
 			return b
 		}, "not in its place"},
 		{"keys out of order", func(b []byte) []byte {
@@ -186,11 +186,11 @@ func TestCheck(t *testing.T) {
 			return b
 		}, "not in its place"},
 		{"more elements than there can be", func(b []byte) []byte {
-			native.PutUint16(page(t, b, 2, any)[10:], 0xFFFF)
+			native.PutUint16(page(t, b, 2, notEmpty)[10:], 0xFFFF)
 			return b
 		}, "elements"},
 		{"a page as long as no file", func(b []byte) []byte {
-			native.PutUint32(page(t, b, 2, any)[12:], ^uint32(0))
+			native.PutUint32(page(t, b, 2, notEmpty)[12:], ^uint32(0))
 			return b
 		}, "more"},
 		{"a free page that is in use", func(b []byte) []byte {
