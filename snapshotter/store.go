@@ -59,12 +59,15 @@ func readStore(name string) error {
 	}
 	defer db.Close() // nothing was written
 	if err := checkPages(name); err != nil {
-		return damaged(err)
+		return err
 	}
 	return db.View(func(tx *bolt.Tx) error {
-		return tx.ForEach(func(name []byte, _ *bolt.Bucket) error {
-			if string(name) != storeVersion {
+		return tx.ForEach(func(name []byte, b *bolt.Bucket) error {
+			switch {
+			case string(name) != storeVersion:
 				return newer(fmt.Errorf("it has %.40q, and only %s is known here", name, storeVersion))
+			case b == nil:
+				return damaged(fmt.Errorf("%s is no bucket", storeVersion))
 			}
 			return nil
 		})
@@ -82,7 +85,10 @@ func checkPages(name string) error {
 	if err != nil {
 		return err
 	}
-	return boltcheck.Check(f, st.Size())
+	if err := boltcheck.Check(f, st.Size()); err != nil {
+		return damaged(err)
+	}
+	return nil
 }
 
 // newer says what can be done about a store that cannot be understood.

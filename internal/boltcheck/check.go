@@ -30,7 +30,7 @@ const (
 
 	minPageSize, maxPageSize = 1 << 10, 1 << 24 // what bbolt looks for
 
-	branchFlag, leafFlag, metaFlag, freelistFlag = 1, 2, 4, 16
+	branchFlag, leafFlag, freelistFlag = 1, 2, 16
 
 	bucketFlag = 1 // of a leaf's element
 
@@ -73,42 +73,63 @@ func Check(r io.ReaderAt, size int64) error {
 	return c.freelist()
 }
 
-// newest returns the last state that was written whole. The second one is a page further; its
-// size is in the first, which may be the damaged one.
+// newest returns the state that bbolt takes: the last one that was written whole. The second is
+// a page further; its size is in the first, which may be the damaged one.
 func newest(r io.ReaderAt) (meta, error) {
-	last, err := readMeta(r, 0)
-	for at := int64(minPageSize); at <= maxPageSize; at *= 2 {
-		if err == nil && uint64(at) != last.pageSize {
-			continue
-		}
-		if m, merr := readMeta(r, at); merr == nil && m.pageSize == uint64(at) && (err != nil || m.transaction > last.transaction) {
+	first, err := readMeta(r, 0)
+	if err != nil {
+		return second(r, err)
+	}
+	if !first.sized() {
+		return meta{}, fmt.Errorf("pages of %d bytes", first.pageSize)
+	}
+	switch second, err := readMeta(r, int64(first.pageSize)); {
+	case err != nil:
+		return first, nil
+	case second.pageSize != first.pageSize:
+		return meta{}, fmt.Errorf("pages of %d and of %d bytes", first.pageSize, second.pageSize)
+	case second.transaction > first.transaction:
+		return second, nil
+	}
+	return first, nil
+}
+
+// second looks for the second state, where the first one has an error.
+func second(r io.ReaderAt, first error) (meta, error) {
+	for at := uint64(minPageSize); at <= maxPageSize; at *= 2 {
+		m, err := readMeta(r, int64(at))
+		switch {
+		case err != nil:
+		case m.pageSize != at:
+			return meta{}, fmt.Errorf("the second page is at %d, with pages of %d bytes", at, m.pageSize)
+		default:
 			return m, nil
 		}
 	}
-	return last, err
+	return meta{}, first
 }
 
-// readMeta reads the state at an offset, which is that of a page.
+// sized reports whether pages have a size that bbolt knows.
+func (m meta) sized() bool {
+	return m.pageSize >= minPageSize && m.pageSize <= maxPageSize && m.pageSize&(m.pageSize-1) == 0
+}
+
+// readMeta reads the state at an offset, which is that of a page. It wants what bbolt wants,
+// and not more: the two have to take the same.
 func readMeta(r io.ReaderAt, at int64) (meta, error) {
-	b := make([]byte, headerSize+metaSize)
-	if _, err := r.ReadAt(b, at); err != nil {
+	b := make([]byte, metaSize)
+	if _, err := r.ReadAt(b, at+headerSize); err != nil {
 		return meta{}, fmt.Errorf("read the first pages: %w", err)
 	}
-	flags := native.Uint16(b[8:])
-	b = b[headerSize:]
 	sum := fnv.New64a()
 	sum.Write(b[:metaSize-8])
-	m := meta{
+	if native.Uint32(b) != magic || native.Uint32(b[4:]) != version || native.Uint64(b[metaSize-8:]) != sum.Sum64() {
+		return meta{}, errors.New("the first pages are not those of such a file")
+	}
+	return meta{
 		pageSize: uint64(native.Uint32(b[8:])), root: native.Uint64(b[16:]), freelist: native.Uint64(b[32:]),
 		end: native.Uint64(b[40:]), transaction: native.Uint64(b[48:]),
-	}
-	switch {
-	case flags != metaFlag, native.Uint32(b) != magic, native.Uint32(b[4:]) != version, native.Uint64(b[metaSize-8:]) != sum.Sum64():
-		return meta{}, errors.New("the first pages are not those of such a file")
-	case m.pageSize < minPageSize || m.pageSize > maxPageSize || m.pageSize&(m.pageSize-1) != 0:
-		return meta{}, fmt.Errorf("pages of %d bytes", m.pageSize)
-	}
-	return m, nil
+	}, nil
 }
 
 // claim notes that the page is in use. It cannot be one of the first two, or one with another use.
@@ -149,7 +170,8 @@ func (c *checker) page(id uint64) (page, error) {
 	return page{id, b}, nil
 }
 
-// tree checks a page and all below it. Its keys are at least low and below high, if these are given.
+// tree checks a page and all below it. Its keys begin with low, which is what bbolt finds the
+// page by when it has changed, and are below high, if these are given.
 func (c *checker) tree(id uint64, low, high []byte) error {
 	p, err := c.page(id)
 	if err != nil {
@@ -168,7 +190,7 @@ func (c *checker) tree(id uint64, low, high []byte) error {
 func (c *checker) branch(p page, low, high []byte) error {
 	elements, err := p.elements(branchElement, low, high)
 	if err == nil && len(elements) == 0 {
-		err = fmt.Errorf("page %d is a branch with nothing below it", p.id)
+		err = fmt.Errorf("page %d is empty, and a branch", p.id)
 	}
 	if err != nil {
 		return err
@@ -257,11 +279,15 @@ type element struct {
 	bucket     bool
 }
 
-// elements reads all elements of a page by at, and checks that their keys go up from low, and not to high.
+// elements reads all elements of a page by at, and checks that their keys begin with low, go up, and
+// not to high.
 func (p page) elements(at func(b []byte) (element, error), low, high []byte) ([]element, error) {
 	n := int(p.count())
 	if headerSize+n*elementSize > len(p.bytes) {
 		return nil, fmt.Errorf("page %d cannot have %d elements", p.id, n)
+	}
+	if n == 0 && low != nil {
+		return nil, fmt.Errorf("page %d is empty", p.id)
 	}
 	list := make([]element, 0, n)
 	for i := range n {
@@ -269,7 +295,7 @@ func (p page) elements(at func(b []byte) (element, error), low, high []byte) ([]
 		switch {
 		case err != nil:
 			return nil, fmt.Errorf("page %d: element %d: %w", p.id, i, err)
-		case len(e.key) == 0, i == 0 && bytes.Compare(e.key, low) < 0, i > 0 && bytes.Compare(e.key, list[i-1].key) <= 0, high != nil && bytes.Compare(e.key, high) >= 0:
+		case len(e.key) == 0, i == 0 && low != nil && !bytes.Equal(e.key, low), i > 0 && bytes.Compare(e.key, list[i-1].key) <= 0, high != nil && bytes.Compare(e.key, high) >= 0:
 			return nil, fmt.Errorf("page %d: the key of element %d is not in its place", p.id, i)
 		}
 		list = append(list, e)

@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -109,6 +111,17 @@ func TestCheck(t *testing.T) {
 		{"whole", func(b []byte) []byte { return b }, ""},
 		{"first state", func(b []byte) []byte { b[16+40]++; return b }, ""},
 		{"second state", func(b []byte) []byte { b[pageSize+16+40]++; return b }, ""},
+		{"kinds of the first pages", func(b []byte) []byte { b[8], b[pageSize+8] = 0, 0; return b }, ""},
+		{"states with pages of two sizes", func(b []byte) []byte {
+			size := uint32(pageSize)
+			changeMeta(b, func(m []byte) { native.PutUint32(m[8:], size); size *= 2 })
+			return b
+		}, "1024 and of 2048"},
+		{"second state elsewhere", func(b []byte) []byte {
+			changeMeta(b, func(m []byte) { native.PutUint32(m[8:], 2*pageSize) })
+			b[16+40]++
+			return b
+		}, "second page"},
 		{"both states", func(b []byte) []byte { b[16+40]++; b[pageSize+16+40]++; return b }, "first pages"},
 		{"empty", func(b []byte) []byte { return nil }, "first pages"},
 		{"cut", func(b []byte) []byte { return b[:5*pageSize] }, "ends before"},
@@ -149,7 +162,7 @@ func TestCheck(t *testing.T) {
 		{"a branch without anything", func(b []byte) []byte {
 			native.PutUint16(page(t, b, 1, notEmpty)[10:], 0)
 			return b
-		}, "nothing below"},
+		}, "is empty"},
 		{"a key outside of a branch", func(b []byte) []byte {
 			native.PutUint32(page(t, b, 1, notEmpty)[16:], 1<<30)
 			return b
@@ -228,6 +241,60 @@ func TestCheck(t *testing.T) {
 
 const bucket = 1
 
+// TestHealthy has no store refused that bbolt made: buckets, and keys of any size, come and go.
+func TestHealthy(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	name := filepath.Join(t.TempDir(), "store")
+	for round := range 300 {
+		db, err := bolt.Open(name, 0o600, &bolt.Options{PageSize: pageSize, NoSync: true, NoFreelistSync: round%7 == 0})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(db.Update(func(tx *bolt.Tx) error { return churn(tx, r) }), db.Close()); err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := boltcheck.Check(bytes.NewReader(b), int64(len(b))); err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+	}
+}
+
+// churn puts and removes keys, more of the one or of the other, in some buckets.
+func churn(tx *bolt.Tx, r *rand.Rand) error {
+	remove := r.IntN(10)
+	for range 1 + r.IntN(200) {
+		top, err := tx.CreateBucketIfNotExists(fmt.Appendf(nil, "top%d", r.IntN(3)))
+		if err != nil {
+			return err
+		}
+		name := fmt.Appendf(nil, "bucket%d", r.IntN(40))
+		if r.IntN(300) == 0 && top.Bucket(name) != nil {
+			err = top.DeleteBucket(name)
+		}
+		b, berr := top.CreateBucketIfNotExists(name)
+		if err := errors.Join(err, berr); err != nil {
+			return err
+		}
+		key := fmt.Appendf(nil, "%0*d", 1+r.IntN(60), r.IntN(200))
+		if r.IntN(10) < remove {
+			key, _ = b.Cursor().Seek(key)
+			err = b.Delete(key)
+		} else {
+			err = b.Put(key, make([]byte, r.IntN(1+r.IntN(3*pageSize))))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // FuzzCheck has bbolt read and write all of what passes: nothing of it may panic or fault.
 func FuzzCheck(f *testing.F) {
 	whole := store(f)
@@ -237,11 +304,13 @@ func FuzzCheck(f *testing.F) {
 	name := filepath.Join(f.TempDir(), "store")
 	f.Fuzz(func(t *testing.T, at1 uint16, x1 byte, at2 uint16, x2 byte, at3 uint16, x3 byte) {
 		b := bytes.Clone(whole)
-		changeMeta(b, func([]byte) {
-			b[int(at1)%len(b)] ^= x1
-			b[int(at2)%len(b)] ^= x2
-			b[int(at3)%len(b)] ^= x3
-		})
+		b[int(at1)%len(b)] ^= x1
+		b[int(at2)%len(b)] ^= x2
+		b[int(at3)%len(b)] ^= x3
+		changeMeta(b, func([]byte) {})              // the sums are right
+		for _, header := range []int{0, pageSize} { // at which bbolt's own check alone looks
+			copy(b[header:][:16], whole[header:])
+		}
 		if boltcheck.Check(bytes.NewReader(b), int64(len(b))) != nil {
 			return
 		}
@@ -272,7 +341,12 @@ func FuzzCheck(f *testing.F) {
 
 // rewrite writes everything that there is again, and some more.
 func rewrite(tx *bolt.Tx) error {
-	return tx.ForEach(func(_ []byte, b *bolt.Bucket) error { return again(b) })
+	return tx.ForEach(func(_ []byte, b *bolt.Bucket) error {
+		if b == nil { // the root of something else
+			return nil
+		}
+		return again(b)
+	})
 }
 
 func again(b *bolt.Bucket) error {
